@@ -62,6 +62,7 @@ ENTRIES = (
 NOT_RUN = {
     "encode_only": "part of networks",
     "precision": "states errors, no bar",
+    "storage_types": "states sizes and errors, no bar",
     "compiled": "compiles for minutes; decides what is kept (ADR 25)",
     "synthetic_rate": "states a rate, no bar",
     "training_memory": "states memory, no bar",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from model.reconstruction import Trainable
 
-FAMILIES = ("leanvae", "wfvae", "wfvae2", "ivvae")
+DEFINED = ("leanvae", "wfvae", "wfvae2", "ivvae")
 """Families with a `network` module. Those of diffusers are defined there."""
 
 
@@ -33,9 +33,9 @@ def definition(
         RuntimeError: weights of another configuration.
     """
     family = family_of(name).name
-    if family not in FAMILIES:
+    if family not in DEFINED:
         raise ValueError(
-            f"{name} is of family {family}, which diffusers defines; expected one of {', '.join(FAMILIES)}, or a preset"
+            f"{name} is of family {family}, which diffusers defines; expected one of {', '.join(DEFINED)}, or a preset"
         )
     module = importlib.import_module(f"model.{family}.network")
     device = torch.get_default_device()

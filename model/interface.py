@@ -52,7 +52,11 @@ class LatentSpec:
         Raises:
             ValueError: `num_frames` does not fit `frames_rule`; names the nearest counts that do.
         """
-        n, rest = divmod(num_frames - self.lead_frames, self.time_stride)
+        # Not `divmod`, which torch.compile cannot trace for changing lengths.
+        n, rest = (
+            (num_frames - self.lead_frames) // self.time_stride,
+            (num_frames - self.lead_frames) % self.time_stride,
+        )
         least = self.lead_frames or self.time_stride
         if num_frames < least or rest:
             lower = max(least, num_frames - rest)

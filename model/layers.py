@@ -1,11 +1,8 @@
-"""Functions shared by the layers of networks: frames as batch, float32 under autocast, recomputation.
-
-Clips `B C T H W` become channel-last in memory at the first norm (`layer_norm` needs it, and convolutions preserve it), so that
-using frames as the batch is a view. Nothing here requires that layout.
-"""
+"""Functions shared by the layers of networks: frames as batch, float32 under autocast, weights in 16 bits, recomputation."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -13,7 +10,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
+
+
+COLOURS = 3
 
 
 def per_frame(layer: Callable[[torch.Tensor], torch.Tensor], x_BCTHW: torch.Tensor) -> torch.Tensor:
@@ -29,8 +30,25 @@ def at_least_float32(x: torch.Tensor) -> torch.Tensor:
 
 def without_autocast(layer: Callable[..., torch.Tensor], x: torch.Tensor, *arguments: Any) -> torch.Tensor:
     """`layer(x, ...)` without autocast: 8-bit pixels, latents and band coefficients would lose bits in bfloat16."""
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         return layer(at_least_float32(x), *arguments)
+
+
+def no_autocast(x: torch.Tensor) -> AbstractContextManager[Any]:
+    """Within: no autocast on the device of `x`. Tensors without memory have none."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
+def for_weights(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """`x` in the type of a layer's weights where that is shorter: a network whose weights have 16 bits multiplies in 16 bits."""
+    return x.to(weight.dtype) if weight.dtype.itemsize < x.dtype.itemsize else x
+
+
+def run(blocks: Iterable[nn.Module], x: torch.Tensor, *, recompute: bool) -> torch.Tensor:
+    """Blocks in turn; with `recompute` each keeps only its input and runs again in the backward pass."""
+    for block in blocks:
+        x = recomputed(recompute, block, x)
+    return x
 
 
 def recomputed(recompute: bool, block: Callable[..., torch.Tensor], x: torch.Tensor, *arguments: Any) -> torch.Tensor:

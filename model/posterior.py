@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     import torch
 
 
+LOGVAR_RANGE = (-30.0, 20.0)
+"""Of LeanVAE and WF-VAE, as their authors clamp it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Posterior:
     """Raw (unscaled) posterior of a video: `mean` `BCthw`; `logvar` of the same shape, or None if it was not computed."""

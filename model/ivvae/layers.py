@@ -11,22 +11,19 @@ and the residual stream stay float32.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.layers import at_least_float32, recomputed, with_zero_gradient
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from model.layers import at_least_float32, for_weights, recomputed, with_zero_gradient
 
 DILATIONS = (1, 3, 6, 9, 12)  # of the 3x3 convolutions in the encoder's head, which follow a 1x1
 
 
 class NormGain(nn.Module):
-    """Norm of the channels of each half at a position: scaled to length sqrt(c), times gamma, which has `axes` trailing axes of one."""
+    """RMS norm without epsilon of the channels of each half at a position, times gamma, which has `axes` trailing axes of one."""
 
     def __init__(self, channels: int, axes: int) -> None:
         super().__init__()
@@ -40,7 +37,7 @@ class NormGain(nn.Module):
 
 
 class ConvPair(nn.Module):
-    """2-D and 3-D convolution that both read every channel (published as `Sep_Conv3d`), 3x3(x3) or 1x1(x1).
+    """2-D and 3-D convolution that both read every channel (group causal convolution; published as `Sep_Conv3d`), 3x3(x3) or 1x1(x1).
 
     A frame's 3-D output reads the frame before (frame 0 reads itself instead), itself, and the next frame of its group; `group` frames
     to a group after frame 0.
@@ -226,15 +223,10 @@ def activated(x_BTCHW: torch.Tensor, norm: nn.Module) -> torch.Tensor:
     return recomputed(True, lambda x: F.silu(norm(x)), x_BTCHW)
 
 
-def run(blocks: Iterable[nn.Module], x_BTCHW: torch.Tensor, *, recompute: bool) -> torch.Tensor:
-    """Blocks in turn; with `recompute` each keeps only its input and runs again in the backward pass."""
-    for block in blocks:
-        x_BTCHW = recomputed(recompute, block, x_BTCHW)
-    return x_BTCHW
-
-
 def _per_frame(x_BTCHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, **geometry: Any) -> torch.Tensor:
-    return F.conv2d(x_BTCHW.flatten(0, 1), weight, bias, **geometry).unflatten(0, x_BTCHW.shape[:2])
+    return F.conv2d(for_weights(x_BTCHW, weight).flatten(0, 1), weight, bias, **geometry).unflatten(
+        0, x_BTCHW.shape[:2]
+    )
 
 
 def _halved(x_BTCHW: torch.Tensor, conv: nn.Module) -> torch.Tensor:

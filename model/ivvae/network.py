@@ -24,9 +24,8 @@ from model.ivvae.layers import (
     Residual3d,
     Upsample,
     activated,
-    run,
 )
-from model.layers import without_autocast
+from model.layers import run, without_autocast
 from model.posterior import Posterior
 from model.reconstruction import Reconstruction
 from model.registry import complete, spec
@@ -105,7 +104,8 @@ class Decoder(nn.Module):
 
 
 class Network(nn.Module):
-    """IV-VAE. Under `torch.autocast` the first and last convolutions and latents stay float32.
+    """IV-VAE. Under `torch.autocast` the first and last convolutions and latents stay float32 (on CUDA: in
+    the precision of float32 products that PyTorch is set to).
 
     Images do not use the layers that halve and double time; these get a gradient of zero, not None.
 

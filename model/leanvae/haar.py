@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from model.layers import no_autocast
+
 # Nominal filters are +-1/sqrt2 and the published code rescales them to +-1; using +-1 avoids rounding the filters in low precision.
 
 
@@ -24,7 +26,7 @@ def analyse(video_BCTHW: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
     B, C, T, H, W = video_BCTHW.shape
     bands, frames = signs.shape[:2]
     cells = video_BCTHW.reshape(B, C, T // frames, frames, H // 2, 2, W // 2, 2)
-    with torch.autocast(cells.device.type, enabled=False):  # 8-bit pixels would lose bits in bfloat16
+    with no_autocast(cells):  # 8-bit pixels would lose bits in bfloat16
         out = torch.einsum("BCTaHbWc,nabc->BnCTHW", cells, signs.to(cells))
     return out.reshape(B, bands * C, T // frames, H // 2, W // 2)
 
@@ -34,6 +36,6 @@ def synthesise(coefficients: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
     B, bandsC, T, H, W = coefficients.shape
     bands, frames = signs.shape[:2]
     split = coefficients.reshape(B, bands, bandsC // bands, T, H, W)
-    with torch.autocast(split.device.type, enabled=False):
+    with no_autocast(split):
         out = torch.einsum("BnCTHW,nabc->BCTaHbWc", split, signs.to(split)) / bands
     return out.reshape(B, bandsC // bands, T * frames, 2 * H, 2 * W)

@@ -9,27 +9,24 @@ Shape suffixes: B batch, C channels, T H W frames and pixels or wavelet coeffici
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from model import inputs
+from model.layers import COLOURS, no_autocast, recomputed
 from model.leanvae import haar
 from model.leanvae.depthwise import causal_depthwise
-from model.posterior import Posterior
+from model.leanvae.facts import PATCH_FRAMES
+from model.posterior import LOGVAR_RANGE, Posterior
 from model.reconstruction import Reconstruction
 from model.registry import complete, spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-COLOURS = 3
-PATCH_FRAMES = 2  # coefficient frames of a video patch: four frames of pixels
-LOGVAR_RANGE = (-30.0, 20.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +45,7 @@ class Config:
     @classmethod
     def of(cls, published: Mapping[str, Any]) -> Config:
         """From a complete configuration in published keys, which `registry.spec` has checked."""
-        names = [name for name in cls.__slots__ if name != "patch"]
+        names = [item.name for item in fields(cls) if item.name != "patch"]
         return cls(**{name: published[name] for name in names}, patch=published["patch_size"][1])
 
     @property
@@ -58,7 +55,8 @@ class Config:
 
 
 class Network(nn.Module):
-    """LeanVAE. Under `torch.autocast` NAF layers multiply in 16 bits; pixels, the residual stream, norms and latents stay float32.
+    """LeanVAE. Under `torch.autocast` linear maps of NAF layers multiply in 16 bits; pixels, the residual stream, norms and latents
+    stay float32.
 
     Attributes:
         config: complete published configuration. spec: LatentSpec. recompute: NAF layers keep only their input and run again in the
@@ -84,9 +82,11 @@ class Network(nn.Module):
     def encode(self, video_BCTHW: torch.Tensor) -> Posterior:
         """`B 3 T H W` -> mean and clamped log-variance `B d t h w`. Raises ValueError for a video that does not fit."""
         inputs.check_video(video_BCTHW, self.spec, first=True)
-        features_BthwC = self.encoder(video_BCTHW, recompute=self.recompute)
+        features_BthwC = self.encoder(video_BCTHW.to(self.std_layer.weight.dtype), recompute=self.recompute)
         mean = self.latent_bottleneck.compress(features_BthwC)
-        logvar = full_linear(features_BthwC, self.std_layer.weight, self.std_layer.bias).clamp(*LOGVAR_RANGE)
+        logvar = linear_without_autocast(features_BthwC, self.std_layer.weight, self.std_layer.bias).clamp(
+            *LOGVAR_RANGE
+        )
         return Posterior(mean.permute(0, 4, 1, 2, 3), logvar.permute(0, 4, 1, 2, 3))
 
     def decode(self, latent_BCthw: torch.Tensor) -> torch.Tensor:
@@ -112,7 +112,7 @@ class Network(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Video `B 3 T H W` -> features `B t h w C` (section "Patchify", then separate stacks and a fused one)."""
+    """Video `B 3 T H W` -> features `B t h w C`: patches of wavelet bands, then the stacks xi_l, xi_h and, of both together, xi_f."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ class Decoder(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Channel compression: the sensing matrix phi, and ISTA-Net+ iterations that recover features from a latent."""
+    """Channel compression: the sensing matrix phi, and K ISTA-Net+ iterations that recover features, with networks F and F~."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -186,22 +186,22 @@ class Bottleneck(nn.Module):
 
     def compress(self, features_BthwC: torch.Tensor) -> torch.Tensor:
         """`B t h w C` -> latents `B t h w d`."""
-        return full_linear(features_BthwC, self.phi)
+        return linear_without_autocast(features_BthwC, self.phi)
 
-    def recover(self, latent_BthwC: torch.Tensor, *, recompute: bool = False) -> torch.Tensor:
+    def recover(self, latent_Bthwd: torch.Tensor, *, recompute: bool = False) -> torch.Tensor:
         """`B t h w d` -> features `B t h w C`: for each step a gradient step on |phi r - z|^2, then a learned soft threshold."""
-        r = full_linear(latent_BthwC, self.Q)
+        r = linear_without_autocast(latent_Bthwd, self.Q)
         steps = zip(self.weights, self.threshold, self.forward_l, self.backward_l, strict=True)
         for weight, threshold, analysis, synthesis in steps:
-            error = self.compress(r) - latent_BthwC
-            r = r - weight * full_linear(error, self.phi.T)
+            error = self.compress(r) - latent_Bthwd
+            r = r - weight * linear_without_autocast(error, self.phi.T)
             sparse = soft_threshold(analysis(r, recompute=recompute), threshold)
             r = r + synthesis(sparse, recompute=recompute)
         return r
 
 
 class Stack(nn.Module):
-    """NAF layers ("NAF backbone"): a causal depthwise convolution, then a feed-forward; `residual`: each added to its input."""
+    """ResNAF layers: a causal depthwise convolution, then a feed-forward, each added to its input; without `residual` NAF layers."""
 
     def __init__(self, channels: int, layers: int, *, residual: bool = True) -> None:
         super().__init__()
@@ -224,11 +224,8 @@ class Stack(nn.Module):
     def forward(self, x_BthwC: torch.Tensor, *, recompute: bool = False) -> torch.Tensor:
         """`B t h w C` -> `B t h w C`."""
         for conv, ffd in zip(self.dconv_layer, self.ffd_layer, strict=True):
-            layer = cast("nn.ModuleDict", conv)["ds_conv"], ffd, self.residual
-            if recompute and torch.is_grad_enabled():
-                x_BthwC = cast("torch.Tensor", checkpoint(naf_layer, x_BthwC, *layer, use_reentrant=False))
-            else:
-                x_BthwC = naf_layer(x_BthwC, *layer)
+            ds_conv = cast("nn.ModuleDict", conv)["ds_conv"]
+            x_BthwC = recomputed(recompute, naf_layer, x_BthwC, ds_conv, ffd, self.residual)
         return x_BthwC
 
 
@@ -244,7 +241,7 @@ def geglu(x: torch.Tensor, widen: torch.Tensor, narrow: torch.Tensor) -> torch.T
     """`(a * gelu(g)) narrow^T` with `a, g = x widen^T`, without biases.
 
     The hidden width (341, 1365) is padded with zeros to whole vectors and tiles, which changes no value: products of odd widths cost a
-    fifth more on a CPU, and cannot use the matrix units of a GPU at all.
+    fifth more on a CPU.
     """
     channels, hidden = narrow.shape
     fill = -hidden % 16
@@ -252,16 +249,16 @@ def geglu(x: torch.Tensor, widen: torch.Tensor, narrow: torch.Tensor) -> torch.T
     return F.linear(F.linear(x, value) * F.gelu(F.linear(x, gate)), F.pad(narrow, (0, fill)))
 
 
-def full_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def linear_without_autocast(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Linear map without autocast: 8-bit pixels and latents would lose bits in bfloat16."""
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         return F.linear(x.to(weight.dtype), weight, bias)
 
 
 def project(x: torch.Tensor, projection: Any) -> torch.Tensor:
-    """Patches to tokens or back: the linear layer of a projection, see `full_linear`."""
-    (layer,) = (part for part in projection if isinstance(part, nn.Linear))
-    return full_linear(x, layer.weight, layer.bias)
+    """Patches to tokens or back: the linear layer of a projection, see `linear_without_autocast`."""
+    layer = projection[-1]
+    return linear_without_autocast(x, layer.weight, layer.bias)
 
 
 def soft_threshold(x: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:

@@ -17,9 +17,9 @@ from model import inputs, kernels
 from model.kernels.graphs import StepGraphs
 from model.leanvae.fast.coder import Decoder, Encoder
 from model.leanvae.fast.pixels import FloatPixels, PlanePixels, first_frame
-from model.leanvae.network import LOGVAR_RANGE, empty_network
+from model.leanvae.network import empty_network
 from model.leanvae.random_weights import random_weights
-from model.posterior import Posterior
+from model.posterior import LOGVAR_RANGE, Posterior
 from model.vae import CausalVAE
 from model.weights import check_weights, fill
 

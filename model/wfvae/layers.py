@@ -7,21 +7,17 @@ norms and the residual stream stay float32.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.layers import at_least_float32, per_frame, recomputed
+from model.layers import COLOURS, at_least_float32, for_weights, no_autocast, per_frame, recomputed, without_autocast
 from model.wfvae.facts import GROUPS
 from model.wfvae.wavelets import PLANE_BANDS, VOLUME_BANDS, default_filter
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 EPS = 1e-6
-COLOURS = 3
 
 
 class LayerNorm(nn.Module):
@@ -33,26 +29,34 @@ class LayerNorm(nn.Module):
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """`B C T H W` -> `B C T H W`."""
-        return cast("torch.Tensor", self.norm(x_BCTHW.permute(0, 2, 3, 4, 1))).permute(0, 4, 1, 2, 3)
+        norm, x_BTHWC = self.norm, x_BCTHW.permute(0, 2, 3, 4, 1)
+        weight, bias = norm.weight.to(x_BCTHW.dtype), norm.bias.to(x_BCTHW.dtype)
+        return F.layer_norm(x_BTHWC, norm.normalized_shape, weight, bias, EPS).permute(0, 4, 1, 2, 3)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Norm of groups of channels over all positions of a video or, of `N C H W`, of each frame."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The shape of `x`."""
+        return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 def normaliser(kind: str, channels: int) -> nn.Module:
     """Norm of kind `layernorm` or `groupnorm`."""
-    return LayerNorm(channels) if kind == "layernorm" else nn.GroupNorm(GROUPS, channels, eps=EPS)
+    return LayerNorm(channels) if kind == "layernorm" else GroupNorm(GROUPS, channels, eps=EPS)
 
 
-def normed(x_BCTHW: torch.Tensor, norm: nn.Module, *, frames: bool = False) -> torch.Tensor:
-    """The norm in at least float32; with `frames` the statistics of groups are those of each frame."""
-    with torch.autocast(x_BCTHW.device.type, enabled=False):
-        x_BCTHW = at_least_float32(x_BCTHW)
-        if frames and isinstance(norm, nn.GroupNorm):
-            return per_frame(norm, x_BCTHW)
-        return cast("torch.Tensor", norm(x_BCTHW))
+def normed(x_BCTHW: torch.Tensor, norm: nn.Module, *, each_frame: bool = False) -> torch.Tensor:
+    """The norm in at least float32; with `each_frame` groups have statistics of each frame."""
+    if each_frame and isinstance(norm, GroupNorm):
+        return without_autocast(lambda x: per_frame(norm, x), x_BCTHW)
+    return without_autocast(norm, x_BCTHW)
 
 
-def activated(x_BCTHW: torch.Tensor, norm: nn.Module, *, frames: bool = False) -> torch.Tensor:
+def activated(x_BCTHW: torch.Tensor, norm: nn.Module, *, each_frame: bool = False) -> torch.Tensor:
     """Norm and SiLU, run again in the backward pass: little work, much memory."""
-    return recomputed(True, lambda x: F.silu(normed(x, norm, frames=frames)), x_BCTHW)
+    return recomputed(True, lambda x: F.silu(normed(x, norm, each_frame=each_frame)), x_BCTHW)
 
 
 class CausalConv3d(nn.Module):
@@ -65,6 +69,7 @@ class CausalConv3d(nn.Module):
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """`B C T H W` -> as many frames of the same size."""
         conv = self.conv
+        x_BCTHW = for_weights(x_BCTHW, conv.weight)
         if conv.kernel_size[0] == 1:
             return F.conv3d(x_BCTHW, conv.weight, conv.bias)
         return F.conv3d(repeat_first(x_BCTHW, 2), conv.weight, conv.bias, padding=(0, 1, 1))
@@ -78,24 +83,24 @@ class FrameConv(nn.Conv2d):
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """`B C T H W` -> as many frames of the same size."""
-        return per_frame(super().forward, x_BCTHW)
+        return per_frame(super().forward, for_weights(x_BCTHW, self.weight))
 
 
 class Residual(nn.Module):
-    """Residual block of two convolutions, over frames if `causal`, else of each frame."""
+    """Residual block of two convolutions, over frames if `over_time`, else of each frame."""
 
-    def __init__(self, in_channels: int, out_channels: int, norm: str, *, causal: bool = True) -> None:
+    def __init__(self, in_channels: int, out_channels: int, norm: str, *, over_time: bool = True) -> None:
         super().__init__()
-        conv = CausalConv3d if causal else FrameConv
-        self.frames = not causal
+        conv = CausalConv3d if over_time else FrameConv
+        self.each_frame = not over_time
         self.norm1, self.conv1 = normaliser(norm, in_channels), conv(in_channels, out_channels)
         self.norm2, self.conv2 = normaliser(norm, out_channels), conv(out_channels, out_channels)
         self.nin_shortcut = conv(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """`B C T H W` -> the same with `out_channels`."""
-        h = self.conv1(activated(x_BCTHW, self.norm1, frames=self.frames))
-        h = self.conv2(activated(h, self.norm2, frames=self.frames))
+        h = self.conv1(activated(x_BCTHW, self.norm1, each_frame=self.each_frame))
+        h = self.conv2(activated(h, self.norm2, each_frame=self.each_frame))
         return at_least_float32(x_BCTHW if self.nin_shortcut is None else self.nin_shortcut(x_BCTHW)) + h
 
 
@@ -112,9 +117,9 @@ class Attention(nn.Module):
         """`B C T H W` -> `B C T H W`."""
         h = normed(x_BCTHW, self.norm)
         q, k, v = (self._tokens(conv(h)) for conv in (self.q, self.k, self.v))
-        y_NC = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2)
+        y_NCP = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2)
         B, C, T, H, W = x_BCTHW.shape
-        y = y_NC.reshape(B, C, T, H, W) if self.mixes_frames else y_NC.reshape(B, T, C, H, W).transpose(1, 2)
+        y = y_NCP.reshape(B, C, T, H, W) if self.mixes_frames else y_NCP.reshape(B, T, C, H, W).transpose(1, 2)
         return at_least_float32(x_BCTHW) + self.proj_out(y)
 
     def _tokens(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
@@ -124,29 +129,28 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size: zeros at the right and bottom edge, stride 2 in space; `causal`: in time too."""
+    """Half the size: zeros at the right and bottom edge, stride 2 in space; `over_time`: in time too."""
 
-    def __init__(self, channels: int, *, causal: bool) -> None:
+    def __init__(self, channels: int, *, over_time: bool) -> None:
         super().__init__()
-        self.conv = CausalConv3d(channels, channels) if causal else nn.Conv2d(channels, channels, 3)
+        self.conv = CausalConv3d(channels, channels) if over_time else nn.Conv2d(channels, channels, 3)
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """`B C T H W` -> `B C T H/2 W/2`, or with `(T+1)/2` frames."""
-        padded = F.pad(x_BCTHW, (0, 1, 0, 1))
+        conv = self.conv.conv if isinstance(self.conv, CausalConv3d) else self.conv
+        padded, weight, bias = F.pad(for_weights(x_BCTHW, conv.weight), (0, 1, 0, 1)), conv.weight, conv.bias
         if isinstance(self.conv, CausalConv3d):
-            conv = self.conv.conv
-            return F.conv3d(repeat_first(padded, 2), conv.weight, conv.bias, stride=2)
-        weight, bias = self.conv.weight, self.conv.bias
+            return F.conv3d(repeat_first(padded, 2), weight, bias, stride=2)
         return per_frame(lambda x_NCHW: F.conv2d(x_NCHW, weight, bias, stride=2), padded)
 
 
 class Upsample(nn.Module):
-    """Twice the size; `causal`: frame 0 in space only, the other frames in time (`interpolation`) and then in space."""
+    """Twice the size; `over_time`: frame 0 in space only, the other frames in time (`interpolation`) and then in space."""
 
-    def __init__(self, channels: int, *, causal: bool, interpolation: str) -> None:
+    def __init__(self, channels: int, *, over_time: bool, interpolation: str) -> None:
         super().__init__()
         self.interpolation = interpolation
-        self.conv = CausalConv3d(channels, channels) if causal else FrameConv(channels, channels)
+        self.conv = CausalConv3d(channels, channels) if over_time else FrameConv(channels, channels)
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """`B C T H W` -> `B C T 2H 2W`, or with `2T-1` frames."""
@@ -161,25 +165,27 @@ class Upsample(nn.Module):
 
 
 class Analysis(nn.Module):
-    """Forward Haar transform, over frames if `volume`, else of each frame; the filters are those of the checkpoint."""
+    """Forward Haar transform, over frames if `over_time`, else of each frame, without autocast."""
 
-    def __init__(self, *, volume: bool) -> None:
+    def __init__(self, *, over_time: bool) -> None:
         super().__init__()
-        self.volume = volume
-        for name in VOLUME_BANDS if volume else PLANE_BANDS:
-            if volume:
+        self.over_time = over_time
+        for name in VOLUME_BANDS if over_time else PLANE_BANDS:
+            if over_time:
                 self.add_module(f"{name}_conv", _Filter(name))
             else:
                 self.register_buffer(name, default_filter(f"wavelet_transform.{name}"))
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """`B 3 T H W` -> bands `B 24 T' H/2 W/2`, or of each frame `B 12 T H/2 W/2`. Channel = 3 * band + colour."""
-        if self.volume:
+        if self.over_time:
             kernel = torch.cat([self.get_buffer(f"{name}_conv.conv.weight") for name in VOLUME_BANDS])
             x_BCTHW = repeat_first(x_BCTHW, 1)
         else:
             kernel = torch.cat([self.get_buffer(name) for name in PLANE_BANDS])[:, :, None]
-        bands = F.conv3d(x_BCTHW.flatten(0, 1)[:, None], kernel, stride=kernel.shape[2:])
+        with no_autocast(x_BCTHW):  # coefficients would lose bits in bfloat16
+            x_BCTHW = at_least_float32(x_BCTHW)
+            bands = F.conv3d(x_BCTHW.flatten(0, 1)[:, None], kernel.to(x_BCTHW.dtype), stride=kernel.shape[2:])
         return bands.unflatten(0, (-1, COLOURS)).transpose(1, 2).flatten(1, 2)
 
 
@@ -195,27 +201,20 @@ class _Filter(nn.Module):
 class Synthesis(nn.Module):
     """Inverse Haar transform, in at least float32; over frames it drops its first frame."""
 
-    def __init__(self, *, volume: bool) -> None:
+    def __init__(self, *, over_time: bool) -> None:
         super().__init__()
-        self.volume = volume
-        for name in VOLUME_BANDS if volume else PLANE_BANDS:
+        self.over_time = over_time
+        for name in VOLUME_BANDS if over_time else PLANE_BANDS:
             self.register_buffer(name, default_filter(f"wavelet_transform.{name}"))
 
     def forward(self, bands_BCTHW: torch.Tensor) -> torch.Tensor:
         """Bands -> `B 3 T H W`."""
-        kernel = torch.cat([self.get_buffer(name) for name in (VOLUME_BANDS if self.volume else PLANE_BANDS)])
-        kernel = kernel if self.volume else kernel[:, :, None]
+        kernel = torch.cat([self.get_buffer(name) for name in (VOLUME_BANDS if self.over_time else PLANE_BANDS)])
+        kernel = kernel if self.over_time else kernel[:, :, None]
         colours = at_least_float32(bands_BCTHW).unflatten(1, (-1, COLOURS)).transpose(1, 2).flatten(0, 1)
-        with torch.autocast(bands_BCTHW.device.type, enabled=False):
+        with no_autocast(bands_BCTHW):
             image = F.conv_transpose3d(colours, kernel.to(colours), stride=kernel.shape[2:])
-        return image.unflatten(0, (-1, COLOURS)).squeeze(2)[:, :, int(self.volume) :]
-
-
-def run(blocks: Iterable[nn.Module], x_BCTHW: torch.Tensor, *, recompute: bool) -> torch.Tensor:
-    """Blocks in turn; with `recompute` each keeps only its input and runs again in the backward pass."""
-    for block in blocks:
-        x_BCTHW = recomputed(recompute, block, x_BCTHW)
-    return x_BCTHW
+        return image.unflatten(0, (-1, COLOURS)).squeeze(2)[:, :, int(self.over_time) :]
 
 
 def repeat_first(x_BCTHW: torch.Tensor, copies: int) -> torch.Tensor:
@@ -224,5 +223,5 @@ def repeat_first(x_BCTHW: torch.Tensor, copies: int) -> torch.Tensor:
 
 
 def add_low(bands_BCTHW: torch.Tensor, image_BCTHW: torch.Tensor) -> torch.Tensor:
-    """Adds the image of the level below to the low band."""
+    """Adds the image of the level below to the low band (equation 2)."""
     return torch.cat([bands_BCTHW[:, :COLOURS] + image_BCTHW, bands_BCTHW[:, COLOURS:]], dim=1)

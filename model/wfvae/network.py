@@ -6,20 +6,19 @@ have their published names. Training trains this network; `model/wfvae/fast` is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
 from model import inputs
-from model.layers import without_autocast
-from model.posterior import Posterior
+from model.layers import COLOURS, run, without_autocast
+from model.posterior import LOGVAR_RANGE, Posterior
 from model.reconstruction import Coefficients, Reconstruction
 from model.registry import complete, spec
 from model.wfvae.facts import time_stride
 from model.wfvae.layers import (
-    COLOURS,
     Analysis,
     Attention,
     CausalConv3d,
@@ -31,19 +30,17 @@ from model.wfvae.layers import (
     activated,
     add_low,
     normaliser,
-    run,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-LOGVAR_RANGE = (-30.0, 20.0)
 Bands = tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Published configuration. `fast`: stride 8 in time, whose first resampling and second wavelet level are over frames too."""
+    """Published configuration. `time8x`: stride 8 in time, whose first resampling and second wavelet level are over frames too."""
 
     latent_dim: int
     base_channels: int
@@ -56,13 +53,13 @@ class Config:
     use_attention: bool
     attention_type: str
     t_interpolation: str
-    fast: bool
+    time8x: bool
 
     @classmethod
     def of(cls, published: Mapping[str, Any]) -> Config:
         """From a complete configuration in published keys, which `registry.spec` has checked."""
-        names = [name for name in cls.__slots__ if name != "fast"]
-        return cls(**{name: published[name] for name in names}, fast=time_stride(published) == 8)
+        names = [item.name for item in fields(cls) if item.name != "time8x"]
+        return cls(**{name: published[name] for name in names}, time8x=time_stride(published) == 8)
 
     def middle(self, channels: int, before: int, after: int) -> nn.Sequential:
         """Residual block, attention if there is one, residual block; `before` and `after` are the input and output widths."""
@@ -76,21 +73,27 @@ class Config:
 
 
 class Encoder(nn.Module):
-    """Backbone of two levels, to which the energy flow adds the wavelet bands of each level."""
+    """Backbone of two levels, to which the energy flow adds the wavelet bands of each level.
+
+    Of the paper: W1, W2, W3 are `bands1`, `bands2`, `bands3` (in the code over frames, of each frame, over frames); an inflow block is a
+    `connect`.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        c, e, norm, fast = config.base_channels, config.encoder_energy_flow_hidden_size, config.norm_type, config.fast
+        c, e, norm = config.base_channels, config.encoder_energy_flow_hidden_size, config.norm_type
         blocks = range(config.encoder_num_resblocks)
-        self.wavelet_transform_in = Analysis(volume=True)
-        self.wavelet_transform_l1 = Analysis(volume=fast)
-        self.wavelet_transform_l2 = Analysis(volume=True)
+        self.wavelet_transform_in = Analysis(over_time=True)
+        self.wavelet_transform_l1 = Analysis(over_time=config.time8x)
+        self.wavelet_transform_l2 = Analysis(over_time=True)
         self.down1 = nn.Sequential(
-            FrameConv(24, c), *(Residual(c, c, norm, causal=False) for _ in blocks), Downsample(c, causal=fast)
+            FrameConv(24, c),
+            *(Residual(c, c, norm, over_time=False) for _ in blocks),
+            Downsample(c, over_time=config.time8x),
         )
-        self.connect_l1 = FrameConv(24 if fast else 12, e)
+        self.connect_l1 = FrameConv(24 if config.time8x else 12, e)
         self.down2 = nn.Sequential(
-            FrameConv(c + e, 2 * c), *(Residual(2 * c, 2 * c, norm) for _ in blocks), Downsample(2 * c, causal=True)
+            FrameConv(c + e, 2 * c), *(Residual(2 * c, 2 * c, norm) for _ in blocks), Downsample(2 * c, over_time=True)
         )
         self.connect_l2 = FrameConv(24, e)
         self.mid = config.middle(4 * c, 2 * c + e, 4 * c)
@@ -99,9 +102,9 @@ class Encoder(nn.Module):
 
     def forward(self, video_BCTHW: torch.Tensor, *, recompute: bool = False) -> tuple[torch.Tensor, Bands]:
         """Mean and log-variance as channels `B 2d t h w`, and the bands that the energy flow reads at the second and third level."""
-        bands1 = without_autocast(self.wavelet_transform_in, video_BCTHW)
-        bands2 = without_autocast(self.wavelet_transform_l1, bands1[:, :COLOURS])
-        bands3 = without_autocast(self.wavelet_transform_l2, bands2[:, :COLOURS])
+        bands1 = self.wavelet_transform_in(video_BCTHW)
+        bands2 = self.wavelet_transform_l1(bands1[:, :COLOURS])
+        bands3 = self.wavelet_transform_l2(bands2[:, :COLOURS])
         h = without_autocast(self.down1[0], bands1)
         h = run(list(self.down1)[1:-1], h, recompute=recompute)
         h = self.down1[-1](h)
@@ -113,38 +116,40 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The encoder's mirror: from each level channels split off as the energy flow, which gives the bands of that level."""
+    """The encoder's mirror: channels of each level split off as the energy flow; its outflow block, `connect`, gives the level's bands."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        c, e, norm, fast = config.base_channels, config.decoder_energy_flow_hidden_size, config.norm_type, config.fast
+        c, e, norm = config.base_channels, config.decoder_energy_flow_hidden_size, config.norm_type
         blocks, how = config.decoder_num_resblocks, config.t_interpolation
-        flow = [Residual(e, e, norm) for _ in range(2 * config.connect_res_layer_num)]
-        self.blocks, self.width1, self.width2 = blocks, 2 * c, 4 * c
+        flow = range(config.connect_res_layer_num)
+        self.width = 4 * c
         self.conv_in = CausalConv3d(config.latent_dim, 4 * c)
         self.mid = config.middle(4 * c, 4 * c, 4 * c + e)
-        self.connect_l2 = nn.Sequential(*flow[::2], FrameConv(e, 24))
-        self.inverse_wavelet_transform_l2 = Synthesis(volume=True)
+        self.connect_l2 = nn.Sequential(*(Residual(e, e, norm) for _ in flow), FrameConv(e, 24))
+        self.inverse_wavelet_transform_l2 = Synthesis(over_time=True)
         self.up2 = nn.Sequential(
             *(Residual(4 * c, 4 * c, norm) for _ in range(blocks)),
-            Upsample(4 * c, causal=True, interpolation=how),
+            Upsample(4 * c, over_time=True, interpolation=how),
             Residual(4 * c, 4 * c + e, norm),
         )
-        self.connect_l1 = nn.Sequential(*flow[1::2], FrameConv(e, 24 if fast else 12))
-        self.inverse_wavelet_transform_l1 = Synthesis(volume=fast)
+        self.connect_l1 = nn.Sequential(
+            *(Residual(e, e, norm) for _ in flow), FrameConv(e, 24 if config.time8x else 12)
+        )
+        self.inverse_wavelet_transform_l1 = Synthesis(over_time=config.time8x)
         self.up1 = nn.Sequential(
             *(Residual((2 if index else 4) * c, 2 * c, norm) for index in range(blocks)),
-            Upsample(2 * c, causal=fast, interpolation=how),
+            Upsample(2 * c, over_time=config.time8x, interpolation=how),
             Residual(2 * c, 2 * c, norm),
         )
         self.layer = nn.Sequential(Residual(2 * c, c, norm), Residual(c, c, norm))
         self.norm_out = normaliser(norm, c)
         self.conv_out = FrameConv(c, 24)
-        self.inverse_wavelet_transform_out = Synthesis(volume=True)
+        self.inverse_wavelet_transform_out = Synthesis(over_time=True)
 
     def forward(self, latent_BCthw: torch.Tensor, *, recompute: bool = False) -> tuple[torch.Tensor, Bands]:
         """Video `B 3 T H W`, and the bands predicted at the second and third level, with what is added to them."""
-        width = self.width2
+        width = self.width
         h = run(self.mid, without_autocast(self.conv_in, latent_BCthw), recompute=recompute)
         bands3 = self._bands(h[:, width:], self.connect_l2, recompute)
         h = run(self.up2, h[:, :width], recompute=recompute)
@@ -161,7 +166,8 @@ class Decoder(nn.Module):
 
 
 class Network(nn.Module):
-    """WF-VAE. Under `torch.autocast` Haar transforms, the first and last convolutions, latents and bands stay float32.
+    """WF-VAE. Under `torch.autocast` Haar transforms, the first and last convolutions, latents and bands stay float32 (on CUDA: in the
+    precision of float32 products that PyTorch is set to).
 
     Attributes:
         config: complete published configuration. spec: LatentSpec. recompute: blocks keep only their input and run again in the backward

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from model import inputs
+from model.posterior import LOGVAR_RANGE
 from model.vae import CausalVAE
 from model.weights import check_weights, fill
 from model.wfvae.fast.decoder import prepare_decoder
 from model.wfvae.fast.encoder import prepare_encoder
 from model.wfvae.fast.stream_state import StreamState, own_memory
-from model.wfvae.network import LOGVAR_RANGE, empty_network
+from model.wfvae.network import empty_network
 from model.wfvae.random_weights import random_weights, with_filters
 
 if TYPE_CHECKING:

@@ -5,16 +5,15 @@ Video `B 3 T H W` in [-1, 1] -> posterior `B d t h w` -> video. Modules and para
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
-from model.layers import without_autocast
+from model.layers import COLOURS, run, without_autocast
 from model.wfvae.layers import (
-    COLOURS,
     Analysis,
     Attention,
     CausalConv3d,
@@ -27,7 +26,6 @@ from model.wfvae.layers import (
     add_low,
     normaliser,
     normed,
-    run,
 )
 from model.wfvae.network import Bands
 from model.wfvae.network import Network as WFVAENetwork
@@ -39,17 +37,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One level: channels in and out, whether it halves time too, whether its blocks see frames together."""
+    """One level: channels in and out, whether it halves time too, whether its blocks are over frames."""
 
     before: int
     after: int
-    volume: bool
-    causal: bool
+    over_time: bool
+    blocks_over_time: bool
 
     @property
     def bands(self) -> int:
         """Channels of the wavelet bands."""
-        return COLOURS * (8 if self.volume else 4)
+        return COLOURS * (8 if self.over_time else 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +69,7 @@ class Config:
     def of(cls, published: Mapping[str, Any]) -> Config:
         """From a complete configuration in published keys, which `registry.spec` has checked."""
         kinds = list(zip(published["layer_type"], published["layer_res_type"], strict=True))
-        names = [name for name in cls.__slots__ if name not in ("down", "up")]
+        names = [item.name for item in fields(cls) if item.name not in ("down", "up")]
         return cls(
             **{name: published[name] for name in names},
             down=_levels(published["base_channels"], kinds),
@@ -97,19 +95,19 @@ class Down(nn.Module):
         super().__init__()
         c, e, norm = level.before, config.encoder_energy_flow_size, config.norm_type
         self.res_block = nn.ModuleList(
-            Residual(c, c, norm, causal=level.causal) for _ in range(config.encoder_num_resblocks - 1)
+            Residual(c, c, norm, over_time=level.blocks_over_time) for _ in range(config.encoder_num_resblocks - 1)
         )
-        self.down = Downsample(c, causal=level.volume)
-        self.wavelet_transform = Analysis(volume=level.volume)
+        self.down = Downsample(c, over_time=level.over_time)
+        self.wavelet_transform = Analysis(over_time=level.over_time)
         self.in_flow_conv = FrameConv(level.bands, e)
-        self.out_res_block = Residual(c + e, level.after, norm, causal=level.causal)
+        self.out_res_block = Residual(c + e, level.after, norm, over_time=level.blocks_over_time)
 
     def forward(
         self, x_BCTHW: torch.Tensor, bands_BCTHW: torch.Tensor, recompute: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Features and the bands of the level above -> those of this level."""
         h = self.down(run(self.res_block, x_BCTHW, recompute=recompute))
-        bands = without_autocast(self.wavelet_transform, bands_BCTHW[:, :COLOURS])
+        bands = self.wavelet_transform(bands_BCTHW[:, :COLOURS])
         h = torch.cat([h, without_autocast(self.in_flow_conv, bands)], dim=1)
         return run([self.out_res_block], h, recompute=recompute), bands
 
@@ -121,26 +119,28 @@ class Up(nn.Module):
         super().__init__()
         c, e, norm = level.before, config.decoder_energy_flow_size, config.norm_type
         self.width = c
-        self.branch_conv = Residual(c, c + e, norm, causal=level.causal)
-        self.out_flow_conv = nn.Sequential(Residual(e, e, norm, causal=level.causal), FrameConv(e, level.bands))
-        self.inverse_wavelet_transform = Synthesis(volume=level.volume)
-        self.res_block = nn.ModuleList(
-            Residual(c, c, norm, causal=level.causal) for _ in range(config.decoder_num_resblocks - 2)
+        self.branch_conv = Residual(c, c + e, norm, over_time=level.blocks_over_time)
+        self.out_flow_conv = nn.Sequential(
+            Residual(e, e, norm, over_time=level.blocks_over_time), FrameConv(e, level.bands)
         )
-        self.up = Upsample(c, causal=level.volume, interpolation=config.t_interpolation)
-        self.out_res_block = Residual(c, level.after, norm, causal=level.causal)
+        self.inverse_wavelet_transform = Synthesis(over_time=level.over_time)
+        self.res_block = nn.ModuleList(
+            Residual(c, c, norm, over_time=level.blocks_over_time) for _ in range(config.decoder_num_resblocks - 2)
+        )
+        self.up = Upsample(c, over_time=level.over_time, interpolation=config.t_interpolation)
+        self.out_res_block = Residual(c, level.after, norm, over_time=level.blocks_over_time)
 
     def forward(
         self, x_BCTHW: torch.Tensor, image_BCTHW: torch.Tensor | None, recompute: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features, and the image of the deeper levels (None at the deepest) -> features; bands of this level."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Features, and the image of the deeper levels (None at the deepest) -> features, image and bands of this level."""
         h = run([self.branch_conv], x_BCTHW, recompute=recompute)
         flow = run(list(self.out_flow_conv)[:-1], h[:, self.width :], recompute=recompute)
         bands = without_autocast(self.out_flow_conv[-1], flow)
         if image_BCTHW is not None:
             bands = add_low(bands, image_BCTHW)
         h = run([*self.res_block, self.up, self.out_res_block], h[:, : self.width], recompute=recompute)
-        return h, bands
+        return h, self.inverse_wavelet_transform(bands), bands
 
 
 class Encoder(nn.Module):
@@ -149,7 +149,7 @@ class Encoder(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         first, last = config.down[0].before, config.down[-1].after
-        self.wavelet_transform_in = Analysis(volume=True)
+        self.wavelet_transform_in = Analysis(over_time=True)
         self.conv_in = FrameConv(24, first)
         self.down_blocks = nn.ModuleList(Down(level, config) for level in config.down)
         self.mid = config.middle(last)
@@ -158,7 +158,7 @@ class Encoder(nn.Module):
 
     def forward(self, video_BCTHW: torch.Tensor, *, recompute: bool = False) -> tuple[torch.Tensor, Bands]:
         """Mean and log-variance as channels `B 2d t h w`, and the bands of each level after the first."""
-        bands = without_autocast(self.wavelet_transform_in, video_BCTHW)
+        bands = self.wavelet_transform_in(video_BCTHW)
         h, read = without_autocast(self.conv_in, bands), []
         for level in self.down_blocks:
             h, bands = level(h, bands, recompute)
@@ -178,24 +178,23 @@ class Decoder(nn.Module):
         self.up_blocks = nn.ModuleList(Up(level, config) for level in config.up)
         self.norm_out = normaliser(config.norm_type, last)
         self.conv_out = FrameConv(last, 24)
-        self.inverse_wavelet_transform_out = Synthesis(volume=True)
+        self.inverse_wavelet_transform_out = Synthesis(over_time=True)
 
     def forward(self, latent_BCthw: torch.Tensor, *, recompute: bool = False) -> tuple[torch.Tensor, Bands]:
         """Video `B 3 T H W`, and the bands predicted at each level, in the encoder's order."""
         h = run(self.mid, without_autocast(self.conv_in, latent_BCthw), recompute=recompute)
-        image, predicted = None, []
+        image: torch.Tensor | None = None
+        predicted: list[torch.Tensor] = []
         for level in self.up_blocks:
-            h, bands = level(h, image, recompute)
-            image = cast("Up", level).inverse_wavelet_transform(bands)
+            h, image, bands = level(h, image, recompute)
             predicted.append(bands)
         bands = without_autocast(self.conv_out, normed(h, self.norm_out))  # no activation here, unlike WF-VAE
-        if image is not None:
-            bands = add_low(bands, image)
+        bands = add_low(bands, cast("torch.Tensor", image))  # there is at least one level
         return self.inverse_wavelet_transform_out(bands), tuple(predicted[::-1])
 
 
 class Network(WFVAENetwork):
-    """WFVAE2, with WF-VAE's interface."""
+    """WFVAE2, with WF-VAE's interface and attributes. No weights were published."""
 
     family = "wfvae2"
 

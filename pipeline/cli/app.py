@@ -87,7 +87,7 @@ def encode(
         str | None, typer.Option("--format", help="File format: parquet or tar. [default: parquet]")
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="Type of stored latents: float16, bfloat16 or float32. [default: float16]")
+        str | None, typer.Option(help="Type of stored latents: float16, bfloat16, float32 or int8. [default: float16]")
     ] = None,
     moments: Annotated[bool | None, typer.Option("--moments", help="Store the log-variance as well.")] = None,
     store: Annotated[

@@ -85,6 +85,10 @@ def _view_lines(found: dict[str, Any], label: str, what: str) -> list[str]:
         lines.append(
             f"  stored    {quantities(stored, 'row')} in {quantities(stored, 'file')}: the bytes stay until `lathe compact` and `lathe gc`"
         )
+    if found.get("sidecars"):
+        lines.append(
+            f"  sidecars  {', '.join(found['sidecars'])}: tensors of these rows stay until `lathe sidecar prune`"
+        )
     if found["delta"] is not None:
         lines.append(f"  delta     rewritten{': no version names these files' if label == 'hidden' else ''}")
     return lines + [f"  note      {text}" for text in found["notices"]]

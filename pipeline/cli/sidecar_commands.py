@@ -298,7 +298,12 @@ def verify_lines(report: dict[str, Any]) -> list[str]:
     if not report["num_damaged"]:
         return [f"{about}: all as they were written"]
     lines = [f"{about}: {report['num_damaged']} files are damaged", *(f"  {text}" for text in report["damaged"])]
-    return [*lines, "restore them, or delete their receipts and run the command that made the set again"]
+    folder = f"_sidecars/{report['name']}"
+    return [
+        *lines,
+        f"restore them; or delete their receipts in {folder}/receipts/, and {folder}/versions/, which names them, "
+        "and run the command that made the set again",
+    ]
 
 
 def prune_lines(report: dict[str, Any]) -> list[str]:

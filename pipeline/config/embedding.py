@@ -30,7 +30,7 @@ class EmbedJob(Section):
     captions: Annotated[tuple[str, ...], BeforeValidator(as_list)] = ("first",)
     """Which texts: `first` (the caption of each row), `all` (every caption it has), or names as the loader takes them: `caption`,
     `captions`, `captions.NAME`, `metadata.KEY`."""
-    from_column: str | None = None
+    from_column: Literal["first_frame"] | None = None
     """Column of images to encode instead of texts: `first_frame`."""
     fingerprint: str | None = None
     """First digits of the fingerprint of the latents, where the output has several."""

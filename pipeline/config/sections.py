@@ -6,7 +6,7 @@ Options that depend on the network (frame counts) are checked later, against the
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_serializer, field_validator, model_validator
 
@@ -116,8 +116,10 @@ class WriteConfig(Section):
 
     format: Literal["parquet", "tar"] = "parquet"
     """Parquet, or WebDataset tar."""
-    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
-    """Storage type of latents."""
+    dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
+    """Storage type of latents. `int8`: 256 levels between the smallest and largest value of each channel of each clip, read as float16."""
+    compression: Literal["none", "zstd"] = "none"
+    """`zstd`: each tensor is byte-shuffled and compressed, without loss."""
     moments: bool = False
     """Store the log-variance in addition to the mean."""
     store: Annotated[tuple[Literal["first_frame", "i2v_cond"], ...], BeforeValidator(as_list)] = ()
@@ -129,6 +131,15 @@ class WriteConfig(Section):
     """A data file is closed when it exceeds this size, bytes."""
     max_abs: float = Field(1e4, gt=0)
     """Largest plausible magnitude of a latent value; a clip with a larger one is rejected as `non_finite_latent`."""
+
+    @model_validator(mode="after")
+    def _means_only(self) -> Self:
+        if self.moments and self.dtype == "int8":
+            raise ValueError(
+                "dtype int8 does not go with moments: 256 levels over a log-variance change the deviation of a sample by up to 5 %; "
+                "use float16 or bfloat16, with compression zstd if space matters"
+            )
+        return self
 
 
 class EngineConfig(Section):

@@ -68,8 +68,8 @@ def resolve_inputs(
     no inputs of their own.
 
     Raises:
-        InputError: an input matches nothing, a named object is missing, a list or table cannot be read, no row of the table of
-            annotations is about an input.
+        InputError: an input matches nothing, a named object is missing, a list or table cannot be read, no row of a table of
+            inputs names one, or of the table of annotations is about one.
         ConfigError: a table lacks a column that the job names.
         AccessError: a bucket or folder cannot be listed.
     """
@@ -81,11 +81,11 @@ def resolve_inputs(
     found: dict[str, SourceObject] = {}
     for text in _without_texts([text.strip() for text in inputs], images):
         table = dict.fromkeys(_rows(text, search, annotations)) if is_table(text) else None
-        for source in search.input(text) if table is None else search.rows(table):
+        for source in search.input(text) if table is None else search.rows(text, table):
             found.setdefault(source.uri, source)
     if annotations.table is not None:
         deque(_rows(annotations.table, search, annotations), maxlen=0)
-    sources = _without_thumbnails(list(found.values()), passed_over)
+    sources = _without_thumbnails(list(found.values()), passed_over, search.left_out)
     passed_over.taken = len(sources)
     if members:
         sources = with_members(sources, members, search.existing)
@@ -113,9 +113,9 @@ def _stems_of(text: str) -> set[str]:
     return {stem, stem.removesuffix(CAPTION), *(named or ())[:1]}
 
 
-def _without_thumbnails(sources: list[SourceObject], passed_over: PassedOver) -> list[SourceObject]:
-    """`sources` without images that have the name of a video among them, as those that downloaders write beside it."""
-    videos = {os.path.splitext(source.uri)[0] for source in sources if media_kind(source.uri) == "video"}
+def _without_thumbnails(sources: list[SourceObject], passed_over: PassedOver, left_out: set[str]) -> list[SourceObject]:
+    """`sources` without images that have the name of a video among them, or among those `left_out`, as downloaders write them beside it."""
+    videos = left_out | {os.path.splitext(source.uri)[0] for source in sources if media_kind(source.uri) == "video"}
     kept = []
     for source in sources:
         if media_kind(source.uri) is None and os.path.splitext(source.uri)[0] in videos:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -30,10 +31,12 @@ def list_folder(
     recursive: bool = True,
     matches: Callable[[str], bool] = lambda key: True,
     images: ImagePolicy = "skip",
+    left_out: set[str] | None = None,
 ) -> tuple[list[SourceObject], Counter[str]]:
     """Tars, videos and, by `images`, images whose keys match, in key order, and counts by suffix of other entries that match.
 
-    `below`: the folder that was named; hidden names are recognised only below it.
+    `below`: the folder that was named; hidden names are recognised only below it. `left_out` gets the URIs, without suffix, of videos that
+    `images` leaves out.
     """
     found: list[SourceObject] = []
     others = _OtherEntries(store, passed_over, matches, images)
@@ -44,6 +47,8 @@ def list_folder(
             others.hidden(info.key)
         elif others.file(info):
             found.append(source_of(store, info))
+        elif left_out is not None and media_kind(info.key) == "video":
+            left_out.add(os.path.splitext(store.uri(info.key))[0])
     others.end()
     return found, others.counts
 

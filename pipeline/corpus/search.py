@@ -23,7 +23,7 @@ from pipeline.records import MISSING, SourceObject
 from pipeline.storage import ObjectInfo, Store, Unlisted, local_path, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from pipeline.config import StorageConfig
     from pipeline.records import ImagePolicy
@@ -42,6 +42,7 @@ class Search:
         self._images = images
         self._passed_over = passed_over
         self._stores: dict[str, Store] = {}
+        self.left_out: set[str] = set()  # URIs, without suffix, of videos that `images` leaves out
 
     def input(self, text: str, depth: int = 0) -> list[SourceObject]:
         """All objects of one input. `depth`: number of list files around it.
@@ -79,22 +80,44 @@ class Search:
         return [source_of(store, info) for info in found]
 
     def uri_in(self, folder: str, text: str) -> str:
-        """URI of a path or URI in a table of `folder`."""
-        store, key = self._split(f"{folder.rstrip('/')}/{text}" if folder and is_relative(text) else text)
+        """URI of a path or URI in a table of `folder`. `./` and `../` at its beginning are resolved, in a bucket too."""
+        if folder and is_relative(text):
+            folder = folder.rstrip("/")
+            while text.startswith(("./", "../")):
+                step, _, rest = text.partition("/")
+                above = folder if step == "." else folder.rpartition("/")[0]
+                if above.endswith("/"):  # above the bucket
+                    break
+                folder, text = above, rest.lstrip("/")
+            text = f"{folder}/{text}"
+        store, key = self._split(text)
         return store.uri(key)
 
-    def rows(self, uris: Iterable[str]) -> list[SourceObject]:
-        """Objects that the rows of a table name; those that do not exist have the etag `MISSING`."""
+    def rows(self, table: str, uris: Collection[str]) -> list[SourceObject]:
+        """Objects that the rows of a table name; those that do not exist have the etag `MISSING`.
+
+        Raises:
+            InputError: no row names a tar or video.
+        """
         places = {uri: self._split(uri) for uri in uris}
         known = self._look_up([place for uri, place in places.items() if media_kind(uri, self._images)])
         found = []
+        others: Counter[str] = Counter()
         for uri, (store, key) in places.items():
             if media_kind(uri, self._images) is None:
+                others[suffix(key)] += 1
                 self._passed_over.add(uri, suffix(key), reason(suffix(key), self._images))
+                if media_kind(uri) == "video":
+                    self.left_out.add(os.path.splitext(uri)[0])
             elif (info := known.get((store.root, key))) is not None:
                 found.append(source_of(store, info))
             else:
                 found.append(SourceObject(uri, 0, MISSING))
+        if not found:
+            raise InputError(
+                f"{shown(table)}: no row names a tar or video; they name {tally(others)}{why_not(others, self._images)}, such as "
+                f"{shown(next(iter(uris), ''))}. table.source=COLUMN chooses the column that names them"
+            )
         return found
 
     def existing(self, uris: Iterable[str]) -> dict[str, SourceObject]:
@@ -216,7 +239,9 @@ class Search:
         if media_kind(key, self._images) and not marker and not (store.root == "/" and os.path.isdir(f"/{key}")):
             return []  # a missing file: no listing for each, since there may be thousands
         prefix = f"{key.rstrip('/')}/" if key.strip("/") else ""
-        found, others = list_folder(store, prefix, self._passed_over, below=prefix, images=self._images)
+        found, others = list_folder(
+            store, prefix, self._passed_over, below=prefix, images=self._images, left_out=self.left_out
+        )
         if others and not found:
             raise InputError(
                 f"{shown(pattern)}: no tar shards or videos in it; it holds {tally(others)}{why_not(others, self._images)}"
@@ -240,6 +265,7 @@ class Search:
             recursive=not (only_last and media_kind(key, self._images)),
             matches=lambda name: matcher.fullmatch(name) is not None,
             images=self._images,
+            left_out=self.left_out,
         )
         if not found:
             nothing = f"matched nothing; {self._folder_contents(store, fixed)}"

@@ -102,14 +102,18 @@ class _Columns:
         values = {name: value for name, column in self._kept.items() if (value := cells.get(column)) is not None}
         if captions := [found for column in self._captions for found in _named(column, cells.get(column))]:
             values["captions"] = captions
+        elif isinstance(
+            named := values.get("captions"), dict
+        ):  # as a list: names are sorted, and the first caption is `caption`
+            values["captions"] = [found for name, value in named.items() for found in _named(name, value)]
         text = _JSON.encode(values)
         return TableRow(source.strip(), "" if key is None else str(key), text.encode())
 
 
-def _named(column: str, value: Any) -> list[dict[str, Any]]:
-    """Captions of one cell: a text, or a list of texts."""
+def _named(name: str, value: Any) -> list[dict[str, Any]]:
+    """Captions of one name: a text, or a list of texts."""
     return [
-        {"name": column, "text": text} for text in (value if isinstance(value, list) else [value]) if text is not None
+        {"name": name, "text": text} for text in (value if isinstance(value, list) else [value]) if text is not None
     ]
 
 
@@ -117,29 +121,36 @@ def _cells(path: str, name: str) -> Iterator[tuple[tuple[str, ...], Cells]]:
     """Names of the columns and cells of each row."""
     suffix = name.lower().rpartition(".")[2]
     if suffix == "parquet":
-        yield from _parquet(path)
+        yield from _parquet(path, name)
     elif suffix in ("csv", "tsv"):
         yield from _csv(path, name, "\t" if suffix == "tsv" else ",")
     else:
         yield from _json_lines(path, name)
 
 
-def _parquet(path: str) -> Iterator[tuple[tuple[str, ...], Cells]]:
+def _parquet(path: str, name: str) -> Iterator[tuple[tuple[str, ...], Cells]]:
     with pq.ParquetFile(path) as file:
-        binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
-        names = tuple(item.name for item in file.schema_arrow if not any(test(item.type) for test in binary))
+        _check_distinct(name, tuple(file.schema_arrow.names))
+        names = tuple(item.name for item in file.schema_arrow if not _has_bytes(item.type))
         for batch in file.iter_batches(BATCH_ROWS, columns=list(names)):
             for cells in batch.to_pylist():
                 yield names, cells
+
+
+def _has_bytes(kind: pa.DataType) -> bool:
+    """Whether values of a Parquet column are bytes, or hold some, as `{bytes, path}` of Hugging Face."""
+    if pa.types.is_nested(kind):
+        return any(_has_bytes(kind.field(number).type) for number in range(kind.num_fields))
+    binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
+    return any(test(kind) for test in binary)
 
 
 def _csv(path: str, name: str, delimiter: str) -> Iterator[tuple[tuple[str, ...], Cells]]:
     csv.field_size_limit(CELL_BYTES)
     with open(path, encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file, delimiter=delimiter, strict=True)
-        names = tuple(next(lines, ()))
-        if len(set(names)) < len(names):
-            raise InputError(f"{name}: two columns have the same name: {_listed(names)}")
+        names = tuple(cell.strip() for cell in next((line for line in lines if line), ()))
+        _check_distinct(name, names)
         for cells in lines:
             if not cells:
                 continue
@@ -173,6 +184,11 @@ def _objects(path: str, name: str) -> Iterator[Cells]:
                 found = type(cells).__name__
                 raise InputError(f"{name}: line {number} is {found}, expected a JSON object of columns and values")
             yield cells
+
+
+def _check_distinct(name: str, names: tuple[str, ...]) -> None:
+    if len(set(names)) < len(names):
+        raise InputError(f"{name}: two columns have the same name: {_listed(names)}")
 
 
 def _listed(names: tuple[str, ...]) -> str:

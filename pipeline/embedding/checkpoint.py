@@ -9,6 +9,7 @@ import hashlib
 import json
 import mmap
 import re
+import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,12 +171,16 @@ def _from_store(uri: str, storage: StorageConfig) -> Path:
     copies = {info.key: Path(fetch(store.uri(info.key), storage)) for info in found}
     folder = cache_folder() / "encoders" / stable_hash(sorted(map(str, copies.values())))
     if not folder.is_dir():
-        made = folder.with_name(f"{folder.name}.part")
-        shutil.rmtree(made, ignore_errors=True)
+        made = folder.with_name(f"{folder.name}.{secrets.token_hex(8)}.part")  # each actor of a machine makes its own
         made.mkdir(parents=True)
         for name, path in copies.items():
             (made / name).symlink_to(path)
-        made.replace(folder)
+        try:
+            made.replace(folder)
+        except OSError:
+            shutil.rmtree(made)
+            if not folder.is_dir():  # else another process was first
+                raise
     return folder
 
 

@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.embedding.table import open_table
+from pipeline.embedding.units import coverage_of
 from pipeline.errors import InputError
 from pipeline.format.tensors import stored_values
 from pipeline.loader.dataset import LatentDataset
 from pipeline.process.scratch import ScratchFolder
-from pipeline.sidecars.description import FLOATS, SidecarSet, TensorKind, create_set
+from pipeline.sidecars.description import FLOATS, SidecarSet, TensorKind, check_set
 from pipeline.sidecars.file_index import packed_array
 from pipeline.sidecars.files import tensor_payload
 from pipeline.sidecars.names import BY_CAPTION, BY_ID, key_of, unit_of
 from pipeline.sidecars.reading import SidecarReader
 from pipeline.sidecars.storing import store_unit
-from pipeline.sidecars.versions import Coverage, SetVersions
+from pipeline.sidecars.versions import SetVersions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,7 +101,13 @@ class _Import:
         keys, described = self._checked()
         needed = self._needed()
         unknown = self._unknown(keys, needed)
-        described = create_set(self._store, described)
+        for text, tensors in self._table.rows():
+            self._check_values(described, text, tensors)
+        if len(unknown) == len(keys):
+            raise InputError(
+                f"{self._request.table}: none of its {len(keys)} rows is of snapshot {self._report.snapshot}"
+            )
+        check_set(self._store, described)
         report, versions = self._report, SetVersions(self._store, described.name)
         report.tensors = {name: str(kind) for name, kind in described.tensors.items()}
         done = set(packed_array(versions.keys_done()))
@@ -111,8 +118,8 @@ class _Import:
         report.rows, report.unknown = len(self._dataset), len(unknown)
         report.lacking = sum(needed[key] for key in needed.keys() - have)
         captions = () if self._by_id else ("caption",)
-        complete = Coverage(report.snapshot, captions, self._dataset.spec.fingerprint)
-        report.version = versions.publish(None if report.lacking else complete).number
+        complete = None if report.lacking else coverage_of(self._dataset, captions)
+        report.version = versions.publish(complete, captions).number
         return report
 
     def _checked(self) -> tuple[dict[bytes, str], SidecarSet]:
@@ -168,7 +175,7 @@ class _Import:
     def _write(self, described: SidecarSet, unknown: set[bytes], done: set[bytes]) -> None:
         reader = SidecarReader(self._store, described.name) if done else None
         with ScratchFolder() as folder:
-            for rows in self._units(described, unknown, done, reader):
+            for rows in self._units(unknown, done, reader):
                 unit = unit_of(described.fingerprint, [key for key, _, _ in rows])
                 store_unit(
                     self._store,
@@ -181,16 +188,13 @@ class _Import:
                 )
                 self._report.imported += len(rows)
 
-    def _units(
-        self, described: SidecarSet, unknown: set[bytes], done: set[bytes], reader: SidecarReader | None
-    ) -> Iterator[Rows]:
+    def _units(self, unknown: set[bytes], done: set[bytes], reader: SidecarReader | None) -> Iterator[Rows]:
         waiting: Rows = []
         size = 0
         for text, tensors in self._table.rows():
             key = self._table.key_bytes(text)
             if key in unknown:
                 continue
-            self._check_values(described, text, tensors)
             if key in done and reader is not None:
                 self._compare(reader, key, text, tensors)
                 self._report.present += 1
@@ -206,7 +210,7 @@ class _Import:
     def _check_values(self, described: SidecarSet, text: str, tensors: dict[str, np.ndarray]) -> None:
         for name, array in tensors.items():
             dtype = described.tensors[name].dtype
-            if dtype in FLOATS and not np.isfinite(stored_values(array.tobytes(), dtype)).all():
+            if dtype in FLOATS and not np.isfinite(stored_values(array.tobytes(), dtype, array.shape)).all():
                 raise InputError(f"{self._request.table}: {name} of {text!r} has values that are not finite")
 
     def _compare(self, reader: SidecarReader, key: bytes, text: str, tensors: dict[str, np.ndarray]) -> None:

@@ -90,7 +90,8 @@ def prune(
         shown = np.setdiff1d(np.arange(len(keys)), row["hidden"]).tolist()
         kept = [place for place in shown if keys[place] in needed]
         report.pruned += len(shown) - len(kept)
-        if len(kept) == len(shown):
+        # Hidden rows, too: without the file that hides them they would count.
+        if needed.issuperset(keys):
             continue
         report.rewritten += 1
         if not dry_run:
@@ -106,9 +107,11 @@ def prune(
 
 
 def _sources(versions: SetVersions) -> tuple[str, ...]:
-    """Captions that were ever embedded completely, and the first one."""
-    found = {source for number in versions.numbers() for one in versions.read(number).covers for source in one.captions}
-    return tuple(sorted({"caption", *found}))
+    """Sources of captions that were ever embedded, and the first caption."""
+    found = {"caption"}
+    for version in map(versions.read, versions.numbers()):
+        found.update(version.captions, *(one.captions for one in version.covers))
+    return tuple(sorted(found))
 
 
 def _needed(store: Store, storage: StorageConfig, *, by_caption: bool, sources: tuple[str, ...]) -> set[bytes]:

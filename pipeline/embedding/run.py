@@ -13,14 +13,14 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from pipeline.embedding.checkpoint import describe, find_files
-from pipeline.embedding.units import Survey, caption_sources, image_units, text_units
+from pipeline.embedding.units import Survey, caption_sources, coverage_of, image_units, text_units
 from pipeline.embedding.worker import EmbeddingWorker
 from pipeline.errors import ConfigError, TransientError
 from pipeline.loader.captions import CaptionRule
 from pipeline.loader.dataset import LatentDataset
-from pipeline.sidecars.description import create_set
+from pipeline.sidecars.description import check_set
 from pipeline.sidecars.file_index import packed_array
-from pipeline.sidecars.versions import Coverage, SetVersions
+from pipeline.sidecars.versions import SetVersions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -84,7 +84,8 @@ def embed(job: EmbedJob, progress: Callable[[EmbedReport], None] | None = None) 
             if job.from_column
             else text_units(dataset, rule, done, job.unit_rows, survey)
         )
-        described = create_set(store, describe(job, find_files(job)))
+        described = describe(job, find_files(job))
+        check_set(store, described)
         versions = SetVersions(store, job.set_name, job.drill)
         done.update(packed_array(versions.keys_done()))
         report.tensors = {name: str(kind) for name, kind in described.tensors.items()}
@@ -96,8 +97,7 @@ def embed(job: EmbedJob, progress: Callable[[EmbedReport], None] | None = None) 
                         progress(report)
         report.rows, report.without_caption = survey.rows, survey.without_caption
         report.needed, report.present = survey.present + survey.missing, survey.present
-        coverage = Coverage(dataset.snapshot or 0, sources, dataset.spec.fingerprint)
-        report.version = versions.publish(coverage).number
+        report.version = versions.publish(coverage_of(dataset, sources), sources).number
     finally:
         dataset.close()
     report.seconds = time.monotonic() - began

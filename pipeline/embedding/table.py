@@ -1,4 +1,4 @@
-"""Table of tensors that others made: a Parquet or safetensors file, a row per id, caption or caption hash. Read twice, in batches.
+"""Table of tensors that others made: a Parquet or safetensors file, a row per id, caption or caption hash. Read several times, in batches.
 
 Parquet: exactly one of the columns `id`, `caption`, `caption_hash`, and for each tensor `NAME_bytes`, `NAME_shape`, `NAME_dtype`, or a
 column `NAME` of lists of numbers (`[D]`) or of lists of those (`[L, D]`).
@@ -7,6 +7,7 @@ Safetensors: tensors named `ID` (which are `embedding`) or `ID.NAME`.
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
 
 from pipeline.embedding.checkpoint import safetensors_header
 from pipeline.errors import InputError
@@ -24,7 +26,7 @@ from pipeline.storage import is_remote
 from pipeline.storage.checkpoints import fetch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from pipeline.config import StorageConfig
 
@@ -114,13 +116,15 @@ class _Parquet(Table):
         for place, row in enumerate(self._read([self.key, *columns, *self._lists])):
             text = self._name(row, place)
             found = {name: Kind(row[f"{name}_dtype"], tuple(row[f"{name}_shape"] or ())) for name in self._triples}
+            found |= {name: Kind("float32", self._array(row, name, place).shape) for name in self._lists}
             for name, kind in found.items():
-                if kind.dtype not in DTYPES or row[f"{name}_shape"] is None:
+                shape = row.get(f"{name}_shape", list(kind.shape))
+                if kind.dtype not in DTYPES or shape is None or not _has_values(shape):
                     raise InputError(
-                        f"{self._path}: row {place} ({text}) has {name} of type {kind.dtype!r}, shape {row[f'{name}_shape']}; expected "
-                        f"a shape, and one of {', '.join(DTYPES)}"
+                        f"{self._path}: row {place} ({text}) has {name} of type {kind.dtype!r}, shape {shape}; expected sizes of at "
+                        f"least 1, and one of {', '.join(DTYPES)}"
                     )
-            yield text, found | {name: Kind("float32", self._array(row, name, place).shape) for name in self._lists}
+            yield text, found
 
     def rows(self) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         columns = [f"{name}_{part}" for name in self._triples for part in ("bytes", "shape", "dtype")]
@@ -129,7 +133,7 @@ class _Parquet(Table):
             for name in self._triples:
                 data, shape, dtype = (row[f"{name}_{part}"] for part in ("bytes", "shape", "dtype"))
                 kind = np.dtype(DTYPES[dtype])
-                if data is None or len(data) != int(np.prod(shape)) * kind.itemsize:
+                if data is None or len(data) != math.prod(shape) * kind.itemsize:
                     got = "no" if data is None else len(data)
                     raise InputError(f"{self._path}: row {place} has {got} bytes for {name} {dtype} of shape {shape}")
                 found[name] = np.frombuffer(data, kind).reshape(shape)
@@ -162,8 +166,9 @@ class _Safetensors(Table):
     def __init__(self, path: Path, key: str) -> None:
         self.key, self._path = key, path
         try:
-            header, self._base = safetensors_header(path)
-        except (OSError, ValueError) as error:
+            with safe_open(path, "numpy"):  # checks types, shapes and places of all tensors
+                header, self._base = safetensors_header(path)
+        except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"{path} cannot be read as safetensors: {error}") from None
         self._rows: dict[str, dict[str, dict[str, Any]]] = {}
         for name, one in header.items():
@@ -175,6 +180,10 @@ class _Safetensors(Table):
             if unknown := [one["dtype"] for one in tensors.values() if one["dtype"] not in _SAFETENSORS]:
                 raise InputError(
                     f"{self._path}: {text} is of type {unknown[0]}; expected one of {', '.join(_SAFETENSORS)}"
+                )
+            if empty := [name for name, one in tensors.items() if not _has_values(one["shape"])]:
+                raise InputError(
+                    f"{self._path}: {empty[0]} of {text} has the shape {tensors[empty[0]]['shape']}; expected sizes of at least 1"
                 )
             if self.key == "caption_hash" and not re.fullmatch("[0-9a-f]{32}", text):
                 raise InputError(f"{self._path}: {text!r} is not a hash of a caption, 32 hex digits; see --by")
@@ -188,12 +197,17 @@ class _Safetensors(Table):
                     begin, end = one["data_offsets"]
                     file.seek(self._base + begin)
                     data, kind = file.read(end - begin), np.dtype(DTYPES[_SAFETENSORS[one["dtype"]]])
-                    if len(data) != int(np.prod(one["shape"])) * kind.itemsize:
+                    if len(data) != math.prod(one["shape"]) * kind.itemsize:
                         raise InputError(
                             f"{self._path} is cut off: {text} has {len(data)} bytes for {one['dtype']} {one['shape']}"
                         )
                     found[name] = np.frombuffer(data, kind).reshape(one["shape"])
                 yield text, found
+
+
+def _has_values(shape: Sequence[Any]) -> bool:
+    """Whether a tensor of this shape has a value: an embedding without a token is a mistake of what made it."""
+    return all(isinstance(size, int) and size > 0 for size in shape)
 
 
 def _depth(kind: pa.DataType) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.errors import InputError
 from pipeline.sidecars.names import encodable, key_of
+from pipeline.sidecars.versions import Coverage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,6 +72,15 @@ def caption_sources(captions: tuple[str, ...]) -> tuple[str, ...]:
     if captions == (ALL,):
         return ("caption", "captions")
     return captions
+
+
+def coverage_of(dataset: LatentDataset, captions: tuple[str, ...]) -> Coverage | None:
+    """What a set covers that has the tensors of all rows that `dataset` shows. None where rows were taken down since the snapshot:
+    `lathe takedown --undo` shows them again, without tensors.
+    """
+    if len(dataset) < sum(dataset.buckets.values()):
+        return None
+    return Coverage(dataset.snapshot or 0, captions, dataset.spec.fingerprint)
 
 
 def text_units(

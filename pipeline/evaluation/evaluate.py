@@ -157,7 +157,7 @@ def _check_extra() -> None:
 def _rules(job: EncodeJob, spec: LatentSpec) -> ClipRules:
     rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
     rules = with_images(rules, job.images, job.clips, spec.network)
-    sides = [side for bucket in rules.buckets for side in (bucket.height, bucket.width)]
+    sides = _sides(rules)
     if rules.area is not None and rules.multiple_of < SMALLEST_SIDE:
         enough = -(-SMALLEST_SIDE // spec.space_stride) * spec.space_stride
         raise ConfigError(
@@ -166,16 +166,22 @@ def _rules(job: EncodeJob, spec: LatentSpec) -> ClipRules:
         )
     if min(sides, default=SMALLEST_SIDE) < SMALLEST_SIDE:
         raise ConfigError(
-            f"clips.size: SSIM needs sides of at least {SMALLEST_SIDE} pixels, got {min(sides)}; use larger ones"
+            f"clips.size, images.size: SSIM needs sides of at least {SMALLEST_SIDE} pixels, got {min(sides)}; use larger ones"
         )
     return rules
+
+
+def _sides(rules: ClipRules) -> list[int]:
+    """Sides of the buckets of videos and images, pixels."""
+    buckets = (*rules.buckets, *(() if rules.images is None else rules.images.buckets))
+    return [side for bucket in buckets for side in (bucket.height, bucket.width)]
 
 
 def _check_lpips(instruments: Instruments, rules: ClipRules) -> None:
     if instruments.lpips is None:
         return
     smallest, label = instruments.lpips.backbone.smallest, instruments.lpips.backbone.label
-    least = min((min(bucket.height, bucket.width) for bucket in rules.buckets), default=rules.multiple_of)
+    least = min(_sides(rules), default=rules.multiple_of)
     if least < smallest:
         raise ConfigError(
             f"clips.size: {label} needs sides of at least {smallest} pixels, got {least}; use larger ones (with an area: clips.multiple_of)"

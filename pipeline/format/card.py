@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from pipeline.format.codec import INT8, element_of, value_type
 from pipeline.format.stored import FIRST_FRAME, I2V_COND, OPTIONAL
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def data_card(
 ) -> str:
     """Markdown for users of the output: network, meaning of the values, how to read them.
 
-    Takes the metadata of the output's data files (`spec`, `encoder`, `versions`), see docs/formats.md.
+    Takes the metadata of the output's data files (`spec`, `encoder`, `versions`), see docs/formats.md. `dtype`: storage name
+    (`format.codec`).
     """
     spec, checkpoint = metadata["spec"], metadata["encoder"].get("checkpoint", {})
     weights = checkpoint.get("uri") or "untrained"
@@ -102,16 +104,39 @@ def _recipe(fp8: str, container: str, dtype: str) -> str:
 import webdataset as wds
 
 for sample in wds.WebDataset("data/{fp8}/v17x256x256/...tar", shardshuffle=False):
-    latent, caption = sample["latent.npy"], sample["txt"]  # bfloat16 and moments: sample["latent.safetensors"]
+    latent, caption = sample["latent.npy"], sample["txt"]
+    # bfloat16, int8, zstd and moments: sample["latent.safetensors"], see docs/formats.md of Lathe
 ```
 """
-    kind = {"float16": "<f2", "float32": "<f4", "bfloat16": "<u2"}[dtype]
     return f"""```python
-import numpy as np, pyarrow.dataset
+import math, numpy as np, pyarrow, pyarrow.dataset
 
 for batch in pyarrow.dataset.dataset("data/{fp8}").to_batches(batch_size=64):
     for row in batch.to_pylist():
-        latent = np.frombuffer(row["vae_latent_bytes"], "{kind}").reshape(row["vae_latent_shape"])
+        stored, shape = row["vae_latent_bytes"], row["vae_latent_shape"]
+        {_decoding(dtype)}
 ```
-{"`<u2` holds the bits of bfloat16; PyTorch reads them with `torch.frombuffer`." if dtype == "bfloat16" else ""}
+{"`<u2` holds the bits of bfloat16; PyTorch reads them with `torch.frombuffer`." if value_type(dtype) == "bfloat16" else ""}
 """
+
+
+def _decoding(dtype: str) -> str:
+    """Statements that make `latent` of `stored` and `shape`."""
+    element = element_of(dtype)
+    kind = {"float16": "<f2", "float32": "<f4", "bfloat16": "<u2", INT8: "i1"}[element]
+    head = "8 * shape[0] + " if element == INT8 else ""
+    lines = []
+    if dtype != element:
+        width = int(kind[-1])
+        lines = [
+            f'planes = pyarrow.decompress(stored, {head}math.prod(shape) * {width}, codec="zstd", asbytes=True)',
+            f'stored = np.frombuffer(planes, "u1").reshape({width}, -1).T.tobytes()',
+        ]
+    if element == INT8:
+        lines += [
+            'scale, zero = np.frombuffer(stored, "<f4", 2 * shape[0]).reshape(2, -1, 1, 1, 1)',
+            'latent = np.frombuffer(stored, "i1", offset=8 * shape[0]).reshape(shape) * scale + zero',
+        ]
+    else:
+        lines += [f'latent = np.frombuffer(stored, "{kind}").reshape(shape)']
+    return "\n        ".join(lines)

@@ -120,9 +120,15 @@ def bucket_name(bucket: Bucket) -> str:
 
 
 def latent_row(
-    clip: LatentClip, fingerprint: str, spec: dict[str, Any], *, moments: bool, store: Collection[str] = ()
+    clip: LatentClip,
+    fingerprint: str,
+    spec: dict[str, Any],
+    *,
+    moments: bool,
+    store: Collection[str] = (),
+    storage: str | None = None,
 ) -> LatentRow:
-    """The clip as a row. `moments`, `store`: what the job stores.
+    """The clip as a row. `moments`, `store`: what the job stores; `storage`: how (`format.codec`), by default as the clip's type.
 
     Raises:
         BuildError: the id cannot name a tar member, the shape does not follow from the clip, or the clip has other tensors than the job
@@ -132,10 +138,10 @@ def latent_row(
         raise BuildError(f"clip id {clip.id!r} must match [A-Za-z0-9_-]+", key=clip.sample.key, stage="write")
     _check_shape(clip, spec)
     arrays = {LATENT: clip.latent_CTHW, LOGVAR: clip.logvar_CTHW, I2V_COND: clip.cond_CTHW}
-    tensors = {name: payload(array, clip.dtype) for name, array in arrays.items() if array is not None}
+    tensors = {name: payload(array, storage or clip.dtype) for name, array in arrays.items() if array is not None}
     if clip.first_frame is not None:
         tensors[FIRST_FRAME] = image_payload(clip.first_frame)
-    tensors |= {name: payload(clip.members[name], clip.dtype) for name in sorted(clip.members)}
+    tensors |= {name: payload(clip.members[name], storage or clip.dtype) for name in sorted(clip.members)}
     if tuple(tensors) != (wanted := stored_names(moments=moments, store=store)):
         got = ", ".join(tensors)
         raise BuildError(

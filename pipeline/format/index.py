@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
-from pipeline.format.stored import LATENT, LOGVAR, is_tensor
+from pipeline.format.stored import LATENT, LOGVAR, is_tensor, tensor_shape
 from pipeline.format.tensors import Span
 
 if TYPE_CHECKING:
@@ -101,12 +101,15 @@ class IndexRow:
 
     def spans(self) -> list[Span]:
         """The row's tensors as byte ranges."""
-        found = [Span(self.id, self.latent_offset, self.latent_length, self.dtype, self.latent_hash)]
+        found = [Span(self.id, self.latent_offset, self.latent_length, self.dtype, self.latent_hash, self.shape)]
         if self.logvar_offset is not None and self.logvar_length is not None and self.logvar_hash is not None:
-            found.append(Span(self.id, self.logvar_offset, self.logvar_length, self.dtype, self.logvar_hash))
+            found.append(
+                Span(self.id, self.logvar_offset, self.logvar_length, self.dtype, self.logvar_hash, self.shape)
+            )
         for place in self.others:
             dtype = self.dtype if is_tensor(place.name) else None
-            found.append(Span(self.id, place.offset, place.length, dtype, place.hash))
+            shape = tensor_shape(place.name, self.shape)
+            found.append(Span(self.id, place.offset, place.length, dtype, place.hash, shape))
         return found
 
 

@@ -11,23 +11,25 @@ import io
 import json
 import mmap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.errors import DamagedInput
+from pipeline.format.codec import INT8, decoded, element_of, encoded, held_type, is_plain, value_type
 from pipeline.records import LATENT_DTYPES, ChannelStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 PIECE_BYTES = 4 * 1024 * 1024
+LARGEST_HALF = 65504.0  # float16
 BLOCK_ELEMENTS = 1 << 18  # values measured at a time: bounds the float32 temporaries to about 2 MiB
 
 
 @dataclass(frozen=True, slots=True)
 class StorageType:
-    """Memory layout of one storage dtype. `exponent`: mask of the exponent bits; all set in infinity and NaN."""
+    """Memory layout of one storage dtype. `exponent`: mask of the exponent bits, all set in infinity and NaN; 0 for integers."""
 
     numpy: str
     bits: str
@@ -44,12 +46,13 @@ STORAGE_TYPES = {
     "float16": StorageType(LATENT_DTYPES["float16"], "<u2", 0x7C00, "F16"),
     "bfloat16": StorageType(LATENT_DTYPES["bfloat16"], "<u2", 0x7F80, "BF16"),
     "float32": StorageType(LATENT_DTYPES["float32"], "<u4", 0x7F800000, "F32"),
+    INT8: StorageType("|i1", "|u1", 0, "I8"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """Bytes of one tensor (a view of the array, no copy) with shape, storage dtype and BLAKE2b-128 in hex."""
+    """Bytes of one tensor as they are stored, with shape, storage name (`format.codec`) and BLAKE2b-128 in hex."""
 
     data: memoryview
     shape: tuple[int, ...]
@@ -63,16 +66,16 @@ class Payload:
 
 
 def payload(array_CTHW: np.ndarray, dtype: str) -> Payload:
-    """The array's bytes, little-endian in C order; copied only if the array is not contiguous.
+    """The array as it is stored under the storage name `dtype`. Plain: its bytes, little-endian in C order, copied only if the array is
+    not contiguous.
 
     Raises:
-        ValueError: the array's numpy type is not that of `dtype`.
+        ValueError: the array's numpy type is not the one that `dtype` is made from.
     """
-    wanted = np.dtype(STORAGE_TYPES[dtype].numpy)
+    wanted = np.dtype(LATENT_DTYPES[held_type(element_of(dtype))])
     if array_CTHW.dtype != wanted:
         raise ValueError(f"a {dtype} latent is held as numpy {wanted}, got {array_CTHW.dtype}")
-    contiguous = np.ascontiguousarray(array_CTHW)
-    data = contiguous.reshape(-1).view(np.uint8).data
+    data = encoded(array_CTHW, dtype).data
     return Payload(data, tuple(array_CTHW.shape), dtype, payload_hash(data))
 
 
@@ -113,10 +116,14 @@ def release_pages(array: object) -> None:
         array.madvise(mmap.MADV_DONTNEED)
 
 
-def stored_values(data: bytes, dtype: str) -> np.ndarray:
-    """Values of a stored tensor, flat; bfloat16 as float32, the others without a copy."""
-    stored = np.frombuffer(data, STORAGE_TYPES[dtype].numpy)
-    return (stored.astype("<u4") << 16).view("<f4") if dtype == "bfloat16" else stored
+def stored_values(data: bytes, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Values of a stored tensor of this shape; bfloat16 as float32, other plain types without a copy.
+
+    Raises:
+        ValueError: the bytes are not such a tensor.
+    """
+    stored = decoded(data, dtype, shape)
+    return (stored.astype("<u4") << 16).view("<f4") if value_type(dtype) == "bfloat16" else stored
 
 
 def measure(
@@ -136,14 +143,17 @@ def measure(
         block_CN = array_CTHW[:, first : first + step].reshape(channels, -1)
         values_CN, spare_CN = work_CN[:, :, : block_CN.shape[1]]
         _to_float32(block_CN, dtype, values_CN)
-        limit = min(max_abs, _LARGEST_HALF) if dtype == "float16" else max_abs
+        limit = min(max_abs, LARGEST_HALF) if dtype == "float16" else max_abs
         _refuse_absurd(values_CN, limit, block_CN, dtype, f"{name} of clip {clip}", key)
         stats = stats.merge(_block_stats(values_CN, spare_CN))
         release_pages(array_CTHW)
     return stats
 
 
-_LARGEST_HALF = 65504.0
+def measure_stored(tensor: Payload, *, key: str, clip: int) -> ChannelStats:
+    """Statistics of the values that readers get of a tensor, as `measure`."""
+    values_CTHW = decoded(tensor.data, tensor.dtype, tensor.shape)
+    return measure(values_CTHW, value_type(tensor.dtype), LARGEST_HALF, key=key, clip=clip)
 
 
 def _to_float32(stored: np.ndarray, dtype: str, out: np.ndarray) -> None:
@@ -169,7 +179,7 @@ def _refuse_absurd(values_CN: np.ndarray, limit: float, stored: np.ndarray, dtyp
         return
     channel = int(np.flatnonzero(~good)[0])
     exact = stored[channel].astype(np.float32) if dtype == "float16" else values_CN[channel]
-    holds = f", and the largest float16 is {_LARGEST_HALF:g} (write.dtype)" if dtype == "float16" else ""
+    holds = f", and the largest float16 is {LARGEST_HALF:g} (write.dtype)" if dtype == "float16" else ""
     raise DamagedInput(
         "non_finite_latent",
         f"{what} has values from {exact.min():g} to {exact.max():g} in channel {channel}; "
@@ -206,15 +216,26 @@ def npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
 
 
 def safetensors_header(tensors: dict[str, Payload]) -> bytes:
-    """Header of a `.safetensors` file; the payloads follow in the order of `tensors`. Made here, so that payloads can be streamed."""
-    entries, end = {}, 0
+    """Header of a `.safetensors` file; the payloads follow in the order of `tensors`. Made here, so that payloads can be streamed.
+
+    An int8 payload is three tensors: `{name}.scale`, `{name}.zero` and `name`. A compressed one is a vector of bytes, and the file's
+    metadata has storage name and shape.
+    """
+    entries: dict[str, Any] = {}
+    end = 0
     for name, tensor in tensors.items():
-        begin, end = end, end + tensor.num_bytes
-        entries[name] = {
-            "dtype": STORAGE_TYPES[tensor.dtype].safetensors,
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
+        kind, channels = STORAGE_TYPES[element_of(tensor.dtype)].safetensors, tensor.shape[0]
+        parts = [(name, kind, list(tensor.shape), tensor.num_bytes)]
+        if tensor.dtype == INT8:
+            constants = [(f"{name}.{part}", "F32", [channels], 4 * channels) for part in ("scale", "zero")]
+            parts = [*constants, (name, kind, list(tensor.shape), tensor.num_bytes - 8 * channels)]
+        elif tensor.dtype != element_of(tensor.dtype):
+            parts = [(name, "U8", [tensor.num_bytes], tensor.num_bytes)]
+            about = {"storage": tensor.dtype, "shape": json.dumps(tensor.shape)}
+            entries["__metadata__"] = about
+        for part, dtype, shape, num_bytes in parts:
+            begin, end = end, end + num_bytes
+            entries[part] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format aligns payloads to 8 bytes
     return len(text).to_bytes(8, "little") + text
@@ -222,13 +243,16 @@ def safetensors_header(tensors: dict[str, Payload]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Byte range of a tensor in a data file, and the hash of these bytes. `dtype`: None for bytes that are not numbers."""
+    """Byte range of a tensor in a data file, and the hash of these bytes. `dtype`: storage name, None for bytes that are not numbers;
+    `shape`: of the tensor.
+    """
 
     id: str
     offset: int
     length: int
     dtype: str | None
     hash: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +267,8 @@ class SpanProblem:
 class SpanChecker:
     """Check of a data file in one pass, fed in pieces of any size: SHA-256 of the file, and the hash of every span.
 
-    Memory: one piece. `finite=True` also counts infinities and NaN. Spans must not overlap.
+    `finite=True` also counts infinities and NaN. Spans must not overlap. Memory: one piece, with `finite` also a tensor that is stored as
+    int8 or compressed.
     """
 
     def __init__(self, spans: Iterable[Span], *, finite: bool) -> None:
@@ -270,7 +295,10 @@ class SpanChecker:
             part = view[max(span.offset, self._at) - self._at : min(stop, end) - self._at]
             self._span_hash.update(part)
             if self._finite and span.dtype is not None:
-                self._look_for_non_finite(part, STORAGE_TYPES[span.dtype])
+                if is_plain(span.dtype):
+                    self._look_for_non_finite(part, STORAGE_TYPES[span.dtype])
+                else:
+                    self._tail += bytes(part)
             if stop > end:
                 break
             self._end_span(span)
@@ -291,10 +319,22 @@ class SpanChecker:
     def _end_span(self, span: Span) -> None:
         if (found := self._span_hash.hexdigest()) != span.hash:
             self.problems.append(SpanProblem(span.id, f"hash {found}", f"hash {span.hash}"))
+        elif self._tail and span.dtype is not None and not is_plain(span.dtype):
+            self._decode(span, span.dtype)
         if self._bad_values:
             self.problems.append(SpanProblem(span.id, f"{self._bad_values} values NaN or infinite", "finite values"))
         self._next += 1
         self._begin_span()
+
+    def _decode(self, span: Span, storage: str) -> None:
+        """Counts what is not finite in a tensor that had to be collected."""
+        try:
+            values = decoded(self._tail, storage, span.shape)
+        except ValueError as error:
+            self.problems.append(SpanProblem(span.id, str(error), f"a tensor stored as {storage}"))
+            return
+        self._tail = b""
+        self._look_for_non_finite(values.reshape(-1).view(np.uint8).data, STORAGE_TYPES[value_type(storage)])
 
     def _look_for_non_finite(self, part: memoryview, kind: StorageType) -> None:
         width = np.dtype(kind.bits).itemsize

@@ -7,13 +7,14 @@ would cost 1 kB a row in every output.
 
 from __future__ import annotations
 
+import math
 from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.format.tensors import STORAGE_TYPES, payload_hash, stored_values
+from pipeline.format.tensors import payload_hash, stored_values
 from pipeline.records import ChannelStats
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def read_latent(store: Store, key: str, row: IndexRow) -> bytes:
 
 def _latent_stats(store: Store, key: str, row: IndexRow) -> ChannelStats:
     data = read_latent(store, key, row)
-    stored_CN = stored_values(data, row.dtype).reshape(row.shape[0], -1)
+    stored_CN = stored_values(data, row.dtype, row.shape).reshape(row.shape[0], -1)
     stats = ChannelStats(0, (), (), (), ())
     step = max(1, BLOCK_VALUES // len(stored_CN))
     for at in range(0, stored_CN.shape[1], step):
@@ -112,4 +113,4 @@ def _block_stats(values_CN: np.ndarray) -> ChannelStats:
 
 
 def _num_values(rows: Iterable[Located]) -> int:
-    return sum(row.latent_length // STORAGE_TYPES[row.dtype].num_bytes for _, row in rows)
+    return sum(math.prod(row.shape) for _, row in rows)

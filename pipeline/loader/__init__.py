@@ -10,8 +10,8 @@ Importing this package loads neither torch nor pyarrow; its public names are loa
   together
 - `loader`, `state`, `stats`, `assembly`: batches for one rank; where it stands; what it counts; its parts put together
 - `read_ahead`, `takedown_watch`, `ranks`: threads; takedowns during a run; check that all ranks read one order
-- `slots`, `fetch`, `open_files`, `reading`, `memory`, `cache`: rows of a batch in their files; ranged reads; files kept open; in
-  parallel; memory used again; local copies
+- `slots`, `fetch`, `open_files`, `reading`, `decoding`, `memory`, `cache`: rows of a batch in their files; ranged reads; files kept open;
+  in parallel; int8 and zstd; memory used again; local copies
 - `maker`, `batch`, `values`, `crops`, `captions`, `variants`: rows into a batch; its fields; values for training; first frames only; one
   caption of several; one variant of several
 - `sidecars`: tensors of sidecar sets beside each latent; what follows where a row has none

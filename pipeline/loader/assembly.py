@@ -10,6 +10,7 @@ from pipeline.format.stored import FIRST_FRAME, I2V_COND, LATENT, LOGVAR
 from pipeline.loader.cache import TensorCache
 from pipeline.loader.captions import CaptionRule
 from pipeline.loader.crops import Window, check_crop, cropped
+from pipeline.loader.decoding import decoder_of
 from pipeline.loader.maker import BatchMaker, padding_of, patch_of
 from pipeline.loader.memory import BatchMemory
 from pipeline.loader.order import DatasetRows
@@ -127,6 +128,7 @@ def assemble(
             stats,
             **_tensors(dataset, options),
             stored=dataset.spec.dtype,
+            decoder=decoder_of(dataset.spec),
             verify=_verified(options, remote=remote),
             replace=options.on_damage == "replace",
             cache=options.cache,

@@ -32,7 +32,9 @@ TRIES, PAUSE_S = 3, 0.2
 
 @dataclass(slots=True, eq=False)
 class Wanted:
-    """One tensor and the memory for it: number `tensor` in the index of a row of a file. `slot`: its place in a batch."""
+    """One tensor and the memory for it: number `tensor` in the index of a row of a file. `slot`: its place in a batch; `values`: memory for
+    what is decoded from `view`, None where that is read as it is.
+    """
 
     file: int
     offset: int
@@ -41,6 +43,7 @@ class Wanted:
     row: int
     tensor: int
     slot: int = 0
+    values: memoryview | None = None
 
     @property
     def stop(self) -> int:
@@ -140,6 +143,12 @@ class Fetcher:
             f"{where}: the latent of {item.index.text('id', item.row)} is damaged: its hash is {found}, expected {wanted}; "
             "`lathe verify` lists all damaged ones"
         )
+
+    def undecodable(self, item: Wanted, error: ValueError) -> InputError:
+        """The error for bytes that are not a tensor as the file's metadata says."""
+        where = self.describe(item.file, item.offset, len(item.view))
+        name = item.index.text("id", item.row)
+        return InputError(f"{where}: the latent of {name} is damaged: {error}; `lathe verify` lists all damaged ones")
 
     def cut(self, item: Wanted) -> InputError:
         """The error for a file that ends before the tensor does."""

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from pipeline.format.stored import FIRST_FRAME, I2V_COND, LATENT, LOGVAR, STORED
 from pipeline.loader.columns import read_columns
+from pipeline.loader.decoding import decoder_of
 from pipeline.loader.fetch import READ_BYTES, Wanted, spans_of
+from pipeline.loader.file_index import FileIndex
 from pipeline.loader.row import Row, bytes_of, empty_tensor
 
 if TYPE_CHECKING:
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.loader.dataset import LatentDataset
-    from pipeline.loader.file_index import FileIndex
 
 
 def rows_of_file(
@@ -72,7 +73,7 @@ def _kinds(dataset: LatentDataset) -> dict[str, int]:
 
 
 def _read(dataset: LatentDataset, number: int, index: FileIndex, positions: list[int]) -> list[dict[str, torch.Tensor]]:
-    kinds, dtype = _kinds(dataset), dataset.spec.dtype
+    kinds, dtype, decoder = _kinds(dataset), dataset.spec.dtype, decoder_of(dataset.spec)
     tensors = [
         {
             name: empty_tensor((index.length(position, which),), "uint8")
@@ -87,21 +88,26 @@ def _read(dataset: LatentDataset, number: int, index: FileIndex, positions: list
         for position, found in zip(positions, tensors, strict=True)
         for name, which in kinds.items()
     ]
+    if decoder is not None:
+        decoder.prepare(wanted)
     if cut := dataset.fetcher.read(spans_of(wanted)):
         raise dataset.fetcher.cut(cut[0])
     for item in wanted:
         if (damage := dataset.fetcher.damage(item)) is not None:
+            raise damage
+        if decoder is not None and (damage := decoder.decode(item, dataset.fetcher)) is not None:
             raise damage
     return tensors
 
 
 def _parts(dataset: LatentDataset, index: FileIndex, positions: list[int]) -> Iterator[list[int]]:
     """Rows in parts of at most `READ_BYTES` of tensors; a larger one by itself."""
-    kinds = _kinds(dataset).values()
+    kinds, decoder = _kinds(dataset).values(), decoder_of(dataset.spec)
+    length_of = FileIndex.length if decoder is None else decoder.length
     part: list[int] = []
     size = 0
     for position in positions:
-        length = sum(index.length(position, which) for which in kinds)
+        length = sum(length_of(index, position, which) for which in kinds)
         if part and size + length > READ_BYTES:
             yield part
             part, size = [], 0

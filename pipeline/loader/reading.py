@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pipeline.loader.fetch import Span, Wanted, spans_of
+from pipeline.loader.file_index import FileIndex
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from pipeline.errors import InputError
     from pipeline.loader.cache import TensorCache
+    from pipeline.loader.decoding import Decoder
     from pipeline.loader.fetch import Fetcher
     from pipeline.loader.memory import BatchMemory
     from pipeline.loader.slots import Slot, SlotFinder
@@ -74,7 +76,8 @@ class BatchReader:
         pool: threads that read.
         stats: what to count in.
         tensors: numbers in the index of what is read of a row, the mean first. images: those of them that are files of any length.
-        stored: type of the stored latents.
+        stored: type of the values.
+        decoder: of tensors whose stored bytes are not the values, else None.
         verify: check the hash of what comes from the store, and of what comes from the cache.
         replace: draw another row in place of a damaged one, rather than stop.
         cache: local copies, or None.
@@ -93,6 +96,7 @@ class BatchReader:
         tensors: Sequence[int],
         images: Sequence[int] = (),
         stored: str,
+        decoder: Decoder | None = None,
         verify: tuple[bool, bool],
         replace: bool,
         cache: TensorCache | None,
@@ -105,7 +109,7 @@ class BatchReader:
         self._pool, self._stats, self._tensors, self._stored = pool, stats, tensors, stored
         self._verify, self._verify_cached = verify
         self._replace, self._cache, self._together, self._stopped = replace, cache, together, stopped
-        self._torch, self._images = torch, images
+        self._torch, self._images, self._decoder = torch, images, decoder
         self._checked = verify[0] or cache is not None
         self._pace = 0.0  # seconds a byte in one thread, of late
 
@@ -135,6 +139,8 @@ class BatchReader:
                 for i, slot in ((i, slots[i]) for i in pending)
                 for which, block in zip(self._tensors, blocks, strict=True)
             ]
+            if self._decoder is not None:
+                self._decoder.prepare(wanted)
             failed: dict[int, InputError] = {}
             for item, error in self._fill(wanted):
                 failed.setdefault(item.slot, error)
@@ -167,7 +173,8 @@ class BatchReader:
         return tensor, array.data.cast("B")
 
     def _block(self, slots: list[Slot], which: int, *, apart: bool, alike: bool) -> Tensors:
-        sizes = [slot.index.length(slot.position, which) for slot in slots]
+        length = FileIndex.length if self._decoder is None else self._decoder.length
+        sizes = [length(slot.index, slot.position, which) for slot in slots]
         if which in self._images:  # not in memory of batches, whose blocks of other sizes would go
             images = [self._torch.empty(size, dtype=self._torch.uint8) for size in sizes]
             return Tensors(None, [], images, [image.numpy().data for image in images])
@@ -185,7 +192,8 @@ class BatchReader:
     def _fill(self, wanted: Iterable[Wanted]) -> list[Failure]:
         groups: list[list[Span]] = []
         size = 0
-        spread = self._checked or self._pace > DISK_PACE  # hashing does not need the interpreter
+        # Hashing and decoding do not need the interpreter.
+        spread = self._checked or self._decoder is not None or self._pace > DISK_PACE
         together = min(self._together, DISK_TASK_BYTES) if spread else self._together
         for span in spans_of(wanted):
             if not groups or size >= together:
@@ -204,6 +212,7 @@ class BatchReader:
     def _read(self, spans: list[Span]) -> list[Failure]:
         began = time.perf_counter()
         failed: list[Failure] = []
+        items = [] if self._decoder is None else [item for span in spans for item in span.members]
         if self._cache is not None:
             missing = [item for span in spans for item in span.members if not self._from_cache(item)]
             spans = spans_of(missing)
@@ -218,11 +227,18 @@ class BatchReader:
                     failed.append(Failure(item, error))
                 elif self._cache is not None:
                     self._cache.put(item.index.hash(item.row, item.tensor), item.view)
+        if self._decoder is not None:
+            failed += self._decoded(self._decoder, items, [failure.item for failure in failed])
         seconds, size = time.perf_counter() - began, sum([len(item.view) for span in spans for item in span.members])
         if size:
             self._pace += (seconds / size - self._pace) / 8  # another thread's may be lost, which does no harm
         self._stats.add(read_s=seconds, bytes=size, tensors=sum([len(span.members) for span in spans]))
         return failed
+
+    def _decoded(self, decoder: Decoder, items: list[Wanted], failed: list[Wanted]) -> list[Failure]:
+        """Decodes what was read, but `failed`. Returns what cannot be."""
+        found = [(item, decoder.decode(item, self._fetcher)) for item in items if item not in failed]
+        return [Failure(item, error) for item, error in found if error is not None]
 
     def _from_cache(self, item: Wanted) -> bool:
         if self._cache is None or not self._cache.read(item.index.hash(item.row, item.tensor), item.view):

@@ -259,10 +259,12 @@ class SidecarJoin:
         items = [item for item in wanted.values() if isinstance(item, Wanted)]
         list(pool.map(read, items) if self._remote else map(read, items))
         moved = move(torch.from_numpy(block))
-        parts = {
-            position: moved[item.start : item.stop].view(dtype).view(shapes[position])
-            for position, item in wanted.items()
-        }
+        parts = {}
+        for position, item in wanted.items():
+            part = moved[item.start : item.stop]
+            # torch does not view an empty array of bytes as another type
+            typed = part.view(dtype) if part.numel() else part.to(dtype)
+            parts[position] = typed.view(shapes[position])
         return [parts[position] for position in positions]
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.format.codec import storage_name, value_type
 from pipeline.format.stored import LATENT, names_in
 from pipeline.records import BASE, variant_names
 
@@ -15,8 +16,8 @@ Constant = float | tuple[float, ...] | None
 class DatasetSpec:
     """What made the latents and how they are stored. `scale`, `shift`, `mean`, `std`: recommended by the network's authors.
 
-    `normalised`: whether these constants were applied before storing. `context_frames`: earlier latent frames on which a latent frame
-    depends, None if the network description does not say.
+    `dtype`: type that latents are read as. `normalised`: whether these constants were applied before storing. `context_frames`: earlier
+    latent frames on which a latent frame depends, None if the network description does not say.
     """
 
     network: str
@@ -38,6 +39,7 @@ class DatasetSpec:
     stored: tuple[str, ...] = field(
         default=(LATENT,), compare=False
     )  # names of `format.stored`, in the order of a file
+    storage: str = field(default="float16", compare=False)  # storage name of `format.codec`
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, Any]) -> DatasetSpec:
@@ -47,6 +49,7 @@ class DatasetSpec:
             KeyError: a field is missing.
         """
         spec, latent, constants = metadata["spec"], metadata["latent"], metadata["normalisation"]
+        storage = storage_name(latent["dtype"], latent.get("compression", "none"))
         return cls(
             network=spec["network"],
             latent_channels=spec["latent_channels"],
@@ -54,7 +57,7 @@ class DatasetSpec:
             space_stride=spec["space_stride"],
             lead_frames=spec["lead_frames"],
             causal=spec["causal"],
-            dtype=latent["dtype"],
+            dtype=value_type(storage),
             moments=latent["posterior"] == "moments",
             scale=_constant(constants.get("scale")),
             shift=_constant(constants.get("shift")),
@@ -65,6 +68,7 @@ class DatasetSpec:
             fingerprint=metadata["fingerprint"],
             variants=variant_names(metadata["fingerprint_parts"]),
             stored=names_in(metadata),
+            storage=storage,
         )
 
     def latent_frames(self, num_frames: int) -> int:

@@ -2,7 +2,8 @@
 
 Takes receipts and their store, returns a `Check`. For each clip: chunked = whole, re-encoded = stored (bit for bit on a CPU of the kind
 that made it, else within `TOLERANCE`), and PSNR and SSIM of what the stored latent decodes to. Where log-variances are stored, they are
-compared as the means are. Clips whose source is gone or has changed are counted; if that is so of all, the check is not judged.
+compared as the means are. On another machine int8 may be off by half a step besides. Clips whose source is gone or has changed are
+counted; if that is so of all, the check is not judged.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from pipeline.encoder.environment import environment
 from pipeline.encoder.network import load_torch
+from pipeline.format.codec import INT8, decoded, element_of, encoded, value_type
 from pipeline.ledger.receipts import precedence
 from pipeline.ledger.snapshots import Check
 from pipeline.look.originals import UNAVAILABLE, Originals
@@ -170,13 +172,16 @@ def _chunks(frames: Any, num_frames: int, step: int, lead: int) -> Iterator[np.n
 
 def _compare(found: _Measured, clip: StoredClip, stored: list[bytes], again: Moments, decoder: LatentDecoder) -> None:
     torch = load_torch()
-    dtype = getattr(torch, clip.row.dtype)
+    dtype = getattr(torch, value_type(clip.row.dtype))
+    of_int8 = element_of(clip.row.dtype) == INT8
     distances, names = [], []  # names of what has other bits
     for name, data, again_Cthw in zip(NAMES[: len(stored)], stored, again, strict=True):
         stored_Cthw = torch.frombuffer(bytearray(data), dtype=dtype).reshape(clip.row.shape)
-        rounded_Cthw = again_Cthw.to(dtype)
+        rounded_Cthw = _as_int8(again_Cthw) if of_int8 else again_Cthw.to(dtype)
         if rounded_Cthw.shape != stored_Cthw.shape or not torch.equal(rounded_Cthw, stored_Cthw):
             names.append(name)
+            if of_int8 and rounded_Cthw.shape == stored_Cthw.shape:
+                rounded_Cthw = _within_half_a_step(again_Cthw, stored_Cthw)
             distances.append(_distance(rounded_Cthw.float(), stored_Cthw.float()))
     found.bit_exact += not names
     found.differences.append(float(np.max(distances, initial=0.0)))
@@ -185,6 +190,20 @@ def _compare(found: _Measured, clip: StoredClip, stored: list[bytes], again: Mom
         found.same_machine += 1
         if names and decoder.vae.spec.chunking == "exact":
             found.bits_differ.append(f"the {' and '.join(names)} of {clip.row.id}")
+
+
+def _as_int8(values_Cthw: torch.Tensor) -> torch.Tensor:
+    """What readers get of values that are stored as int8."""
+    stored = encoded(values_Cthw.numpy(), INT8)
+    return load_torch().from_numpy(decoded(stored.data, INT8, values_Cthw.shape))
+
+
+def _within_half_a_step(again_Cthw: torch.Tensor, stored_Cthw: torch.Tensor) -> torch.Tensor:
+    """The values nearest to `stored` that are at most half a step of int8 from `again`: what is left is not due to quantisation."""
+    stored = stored_Cthw.float()
+    step_C111 = (stored.amax((1, 2, 3), keepdim=True) - stored.amin((1, 2, 3), keepdim=True)) / 255
+    slack = 0.505 * step_C111 + stored.abs() * 2.0**-10  # and the rounding to float16
+    return stored.clamp(again_Cthw - slack, again_Cthw + slack)
 
 
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -19,6 +19,7 @@ from model.sheets import write_sheet
 from pipeline.config import ModelConfig, validate
 from pipeline.encoder.network import cuda_available, describe_network, load_torch, load_vae, resolve_device
 from pipeline.errors import CheckpointError, ConfigError, NonFiniteLatent, OutputError
+from pipeline.format.codec import value_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -143,7 +144,7 @@ class LatentDecoder:
     def _decoded(self, clip: StoredClip, latent: bytes) -> Iterator[torch.Tensor]:
         """Decoded parts of a stored clip in order, as `decode` gives them."""
         row, frames = clip.row, 0
-        stored_Cthw = self._torch.frombuffer(bytearray(latent), dtype=getattr(self._torch, row.dtype))
+        stored_Cthw = self._torch.frombuffer(bytearray(latent), dtype=getattr(self._torch, value_type(row.dtype)))
         for part_CTHW in self.decode(stored_Cthw.reshape(row.shape), row.id):
             frames += part_CTHW.shape[1]
             yield part_CTHW

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
+from pipeline.format.codec import decoded, is_plain
 from pipeline.format.columns import SCALARS
 from pipeline.format.index import read_index
 from pipeline.format.tensors import payload_hash
@@ -202,7 +203,7 @@ def encoder_of(store: Store, parts: Sequence[CountedReceipt], storage: StorageCo
 
 
 def latent_bytes(store: Store, clip: StoredClip) -> bytes:
-    """Bytes of the stored mean: `C t h w` of the row's `dtype`, little-endian in C order.
+    """Values of the stored mean as bytes: `C t h w` of the `value_type` of the row's `dtype`, little-endian in C order.
 
     Raises:
         InputError: their hash is not the recorded one.
@@ -226,7 +227,7 @@ def _tensor_bytes(store: Store, clip: StoredClip, what: str, offset: int, length
             f"{store.uri(clip.file.key)}: the {what} of {clip.row.id} is damaged: its hash is {found}, expected {expected}; "
             "`lathe verify` lists all damaged ones"
         )
-    return data
+    return data if is_plain(clip.row.dtype) else decoded(data, clip.row.dtype, clip.row.shape).tobytes()
 
 
 def facts(store: Store, clip: StoredClip) -> dict[str, Any]:

@@ -155,6 +155,7 @@ class CompactionWriter:
         config = WriteConfig(
             format=about["container"],
             dtype=about["latent"]["dtype"],
+            compression=about["latent"].get("compression", "none"),
             file_bytes=WHOLE_FILE_BYTES,
             moments=columns["moments"],
             store=[name for name in columns["store"] if name in OPTIONAL],

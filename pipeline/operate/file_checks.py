@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import NotFound
+from pipeline.format.codec import is_plain
 from pipeline.format.index import INDEX_SCHEMA, METADATA_KEY
 from pipeline.format.tensors import STORAGE_TYPES
 from pipeline.ledger.lookahead import mapped_ahead
@@ -228,11 +229,11 @@ def _values(index: pq.ParquetFile, hidden: list[int]) -> int:
     columns = [[_leaf(footer, name, group).statistics for group in groups] for name in names]
     if all(found is not None and found.has_min_max for column in columns for found in column):
         lengths, dtypes = ({each for found in column for each in (found.min, found.max)} for column in columns)
-        if len(lengths) == len(dtypes) == 1:
+        if len(lengths) == len(dtypes) == 1 and all(map(is_plain, dtypes)):
             return (footer.num_rows - len(hidden)) * (lengths.pop() // STORAGE_TYPES[dtypes.pop()].num_bytes)
-    table = index.read(columns=names, use_threads=False)
-    sizes = np.array([STORAGE_TYPES[name].num_bytes for name in table["dtype"].to_pylist()], np.int64)
-    return int(np.delete(table["latent_length"].to_numpy() // sizes, hidden).sum())
+    shapes = index.read(columns=["shape"], use_threads=False)["shape"].combine_chunks()
+    sizes = shapes.flatten().to_numpy().reshape(len(shapes), -1).prod(axis=1)
+    return int(np.delete(sizes, hidden).sum())
 
 
 def _other_start(store: Store, key: str, index: pq.ParquetFile) -> str | None:

@@ -192,7 +192,7 @@ def _sample(store: Store, files: pa.Table, takedowns: Takedowns, clips: int) -> 
         wanted = index if len(index) <= a_file else [index[i * len(index) // a_file] for i in range(a_file)]
         for item in wanted[:left]:
             data = read_latent(store, row["key"], item)
-            yield stored_values(data, item.dtype).reshape(item.shape[0], -1).astype(np.float64)
+            yield stored_values(data, item.dtype, item.shape).reshape(item.shape[0], -1).astype(np.float64)
         left -= len(wanted[:left])
         if not left:
             return

@@ -34,6 +34,7 @@ from pipeline.ledger.takedowns import (
 from pipeline.operate.delta_log import DeltaLog
 from pipeline.operate.takedown_names import Named, TakenNames, resolve, spelled
 from pipeline.operate.taken_files import TakenFiles
+from pipeline.sidecars.description import set_names
 from pipeline.storage import is_remote
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def take_down(
 
     Returns `record` (its key; None with `dry_run`, or if all is hidden already), `sources`, `samples`, `rows`, `already` (names that
     earlier takedowns hide), `unknown`, `snapshots` (rows that each would show otherwise, by number), `stored` (rows and files that keep
-    the bytes), `delta` (None: there is no log), `delta_error`, `notices`.
+    the bytes), `delta` (None: there is no log), `delta_error`, `notices`, `sidecars` (names of all sets, which keep tensors of the rows).
 
     Raises:
         InputError: unknown or ambiguous names; nothing was recorded.
@@ -79,7 +80,7 @@ def take_down(
         "unknown": named.unknown,
     }
     view = {"delta": None, "delta_error": None} if dry_run else _delta(store)
-    return {**found, **view, **_hidden(store, Takedowns([made]), earlier)}
+    return {**found, **view, **_hidden(store, Takedowns([made]), earlier), "sidecars": set_names(store)}
 
 
 def _take_out(named: Named, earlier: Takedowns) -> list[str]:

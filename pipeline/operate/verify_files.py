@@ -6,15 +6,15 @@ Takes what a receipt or manifest says of the file; appends what differs to a `Ch
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from pipeline.errors import InputError, NotFound, SourceChanged
+from pipeline.format.codec import stored_length
 from pipeline.format.index import read_footer, read_index
-from pipeline.format.tensors import STORAGE_TYPES, SpanChecker
+from pipeline.format.tensors import SpanChecker
 from pipeline.ledger.takedowns import may_be_deleted
 from pipeline.records import split_id
 from pipeline.storage.ranged_file import RangedFile
@@ -118,15 +118,12 @@ def _check_index(store: Store, item: WrittenFile, visible: Visible, checked: Che
         if got != expected:
             checked.problems.append(Problem(item.index_key, f"{name}: {got}", f"{expected}"))
     for position, row in enumerate(rows):
-        if (got := (row.row, row.latent_length)) != (expected := (position, _length(row))):
+        length = stored_length(row.dtype, row.shape) or row.latent_length  # of compressed ones the bytes are checked
+        if (got := (row.row, row.latent_length)) != (expected := (position, length)):
             where = f"{item.index_key}#{row.id}"
             checked.problems.append(Problem(where, f"row and bytes {got}", f"{expected} from its position and shape"))
     checked.count(item.index_key, visible(rows))
     return rows
-
-
-def _length(row: IndexRow) -> int:
-    return math.prod(row.shape) * STORAGE_TYPES[row.dtype].num_bytes
 
 
 def _check_bytes(store: Store, item: WrittenFile, info: ObjectInfo, rows: list[IndexRow], checked: Checked) -> None:

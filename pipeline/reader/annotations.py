@@ -7,15 +7,15 @@ Rows of tables win over texts beside the video. A sample that several different 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pipeline.reader.spans import MOST_SPANS, spans_of, spans_of_rows
-from pipeline.reader.texts import Metadata, distinct, parse_metadata
+from pipeline.reader.spans import MOST_SPANS, listed_captions, spans_of, spans_of_rows
+from pipeline.reader.texts import Metadata, caption_text, distinct, parse_metadata
 from pipeline.records import Reject, Sample
 from pipeline.records.annotation_rows import unpacked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from pipeline.config import ClipConfig
     from pipeline.reader import ShardReader
@@ -33,22 +33,23 @@ def annotated(reader: ShardReader, shard: Shard, clips: ClipConfig) -> Iterator[
     rows: Rows = {}
     for row in unpacked(shard.rows):
         rows.setdefault((row.uri, "" if alone else row.key), []).append(row.text)
+    rejected: set[tuple[str, str]] = set()  # a second video of a key is rejected before the sample of the first one
     for item in reader:
-        if item.uri is not None and item.key is not None:
-            found = rows.pop((item.uri, "" if alone else item.key), [])
         if isinstance(item, Sample):
-            made = _annotate(item, found, clips)
+            made = _annotate(item, rows.pop((item.uri, "" if alone else item.key), []), clips)
             if isinstance(made, Reject):
                 reader.release(item)
             yield made
         else:
+            if item.uri is not None and item.key is not None and (item.uri, item.key) in rows:
+                rejected.add((item.uri, item.key))
             yield item
     if not alone:
-        yield from _without_sample(rows)
+        yield from _without_sample(place for place in rows if place not in rejected)
 
 
-def _without_sample(rows: Rows) -> Iterator[Reject]:
-    for uri, key in rows:
+def _without_sample(places: Iterable[tuple[str, str]]) -> Iterator[Reject]:
+    for uri, key in places:
         text = "rows of a table name it, and the tar has no such sample"
         if not key:
             text = "rows of a table name this tar without a key; add a column 'key' with the keys of its samples"
@@ -75,11 +76,27 @@ def _annotate(sample: Sample, rows: list[bytes], clips: ClipConfig) -> Sample | 
         sample = replace(sample, warnings=tuple(dict.fromkeys([*sample.warnings, *_warnings(of_spans)])))
         spans, texts = spans_of_rows([row.values for row in of_spans], clips)
     else:
-        spans, texts = spans_of(value, metadata.get("caption"), clips)
+        captions = listed_captions(metadata.get("caption"))
+        spans, texts = spans_of(value, captions, clips)
+        if captions is not None and spans:
+            sample = _without_list(
+                sample, metadata, used=len(captions) == len(spans), found=f"{len(captions)}/{len(spans)}"
+            )
     if len(spans) > MOST_SPANS:
         message = f"{len(spans)} annotated spans, the limit is {MOST_SPANS}; split the video"
         return Reject(sample.key, "read", "too_many_spans", message, policy=True, uri=sample.uri)
     return replace(sample, metadata=metadata, time_spans=spans, span_texts=texts)
+
+
+def _without_list(sample: Sample, metadata: dict[str, Any], *, used: bool, found: str) -> Sample:
+    """The sample without the caption that is a list of its spans' captions as text; without the list in `metadata` if spans have it."""
+    listed = metadata.pop("caption") if used else metadata["caption"]
+    kept = sample.named_captions
+    if isinstance(listed, str):
+        text = caption_text(listed)
+        kept = tuple(named for named in kept if named[1] != text)
+    warnings = sample.warnings if used else (*sample.warnings, f"span_captions:{found}")
+    return replace(sample, caption=kept[0][1] if kept else None, captions=kept, warnings=warnings)
 
 
 def _has_span(row: Metadata) -> bool:

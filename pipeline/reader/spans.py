@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ast
 import json
-import math
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 from pipeline.reader.texts import CAPTION_KEYS, distinct, parse_metadata
@@ -22,22 +22,34 @@ if TYPE_CHECKING:
 
 MOST_SPANS = 10_000  # of one sample
 LONGEST = 60  # characters of a value in a message
+MOST_PYTHON = (
+    512 * 1024
+)  # characters of a list written in Python: its parser takes a kilobyte for each, JSON's a few bytes
 TIMECODE = re.compile(r"(?:(\d{1,6}):)?(\d{1,6}):(\d{1,2}(?:[.,]\d{1,9})?)")
 EXPECTED = "expected {start, end} or [start, end], each a number or a timecode such as 00:01:02.500"
+LONG = f"{EXPECTED}; a list longer than {MOST_PYTHON} characters must be JSON"
 
 Spans = tuple[tuple[TimeSpan, ...], tuple[SpanTexts, ...]]
 
 
-def spans_of(value: Any, captions: Any, config: ClipConfig) -> Spans:
-    """Spans that a metadata field lists. `captions`: of the sample; a list of as many texts holds those of the spans."""
+def spans_of(value: Any, captions: Sequence[Any] | None, config: ClipConfig) -> Spans:
+    """Spans that a metadata field lists. `captions`: of as many spans, one each; None: spans have their own."""
     if value is None:
         return (), ()
     items = _list_of(value)
     if items is None:
-        return _faulty(f"span 0 is {_shown(value)}; {EXPECTED}", {})
-    texts = _list_of(captions) if isinstance(captions, (str, list)) else None
-    of_spans: Sequence[Any] = texts if texts is not None and len(texts) == len(items) else [None] * len(items)
+        expected = LONG if isinstance(value, str) and len(value) > MOST_PYTHON else EXPECTED
+        return _faulty(f"span 0 is {_shown(value)}; {expected}", {})
+    of_spans: Sequence[Any] = captions if captions is not None and len(captions) == len(items) else [None] * len(items)
     return _joined([_span(number, item, of_spans[number], config) for number, item in enumerate(items)])
+
+
+def listed_captions(value: Any) -> list[str | None] | None:
+    """Captions of spans that a metadata field lists, as JSON or as text of JSON or Python; None if it is not a list of texts."""
+    found = _literal(value) if isinstance(value, str) else value
+    if not isinstance(found, list) or not all(text is None or isinstance(text, str) for text in found):
+        return None
+    return found
 
 
 def spans_of_rows(rows: Sequence[dict[str, Any]], config: ClipConfig) -> Spans:
@@ -63,13 +75,20 @@ def _list_of(value: Any) -> list[Any] | None:
 
 
 def _literal(text: str) -> Any:
+    """The list or object that `text` is in JSON or Python; None for anything else."""
+    text = text.strip()
+    if not text.startswith(("[", "(", "{")):
+        return None
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         pass
+    if len(text) > MOST_PYTHON:
+        return None
     try:
-        found = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        found = ast.literal_eval(text)
+        json.dumps(found, default=str)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # TypeError: a key that JSON cannot have
         return None
     return list(found) if isinstance(found, tuple) else found
 
@@ -111,7 +130,7 @@ def _bound(value: Any) -> tuple[float, bool] | None:
             value = float(value)
         except ValueError:
             return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
         return None
     return float(value), False
 

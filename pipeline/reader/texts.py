@@ -102,9 +102,14 @@ def distinct(captions: Iterable[Caption]) -> tuple[tuple[str, str], ...]:
     return tuple((name, text) for text, name in islice(found.items(), MOST_CAPTIONS))
 
 
+def caption_text(text: str) -> str:
+    """`text` as captions are stored: without what is not text, and without blanks around it."""
+    return NOT_TEXT.sub("", text.replace(REPLACEMENT, "")).strip()
+
+
 def _caption(text: str, name: str = "") -> Caption:
     warnings = ("replacement_characters",) if REPLACEMENT in text else ()
-    return Caption(NOT_TEXT.sub("", text.replace(REPLACEMENT, "")).strip() or None, warnings, name)
+    return Caption(caption_text(text) or None, warnings, name)
 
 
 def _captions_of(metadata: dict[str, Any]) -> tuple[tuple[Caption, ...], int]:

@@ -246,11 +246,13 @@ class Sample:
         return EncodedVideo(self.key, self.uri, self.video, self.span, self.video_ext, self.time_spans, self.members)
 
     def texts_of(self, span: int | None) -> Sample:
-        """The sample as a row of a clip needs it: without its video, with the texts of the annotated span that the clip was cut from."""
+        """The sample as a row of a clip needs it: without its video, with the texts of the annotated span a clip was cut from. `span`
+        is None for an image, which has the texts of its span if there is one alone.
+        """
         bare = replace(self, video=b"", time_spans=(), span_texts=(), members=())
-        if span is None:
+        if span is None and len(self.span_texts) != 1:
             return bare
-        texts = self.span_texts[span]
+        texts = self.span_texts[span or 0]
         bare = replace(bare, metadata={**self.metadata, **texts.fields})
         return replace(bare, caption=texts.captions[0][1], captions=texts.captions) if texts.captions else bare
 

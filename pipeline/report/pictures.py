@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.errors import NonFiniteLatent, StorageUnavailable, UsageError
+from pipeline.format.codec import value_type
 from pipeline.format.tensors import stored_values
 from pipeline.look.originals import UNAVAILABLE, Originals
 from pipeline.look.stored import choose, encoder_of, facts, in_turns, latent_bytes
@@ -164,7 +165,7 @@ def _measured(clip: StoredClip, row: dict[str, Any], latent: bytes, picture: Pic
         shown=None,
     )
     original, decoded = (_frames(tensor) for tensor in (picture.original_CTHW, picture.decoded_CTHW))
-    values_Cthw = stored_values(latent, clip.row.dtype).reshape(clip.row.shape).astype(np.float32)
+    values_Cthw = stored_values(latent, value_type(clip.row.dtype), clip.row.shape).astype(np.float32)
     return MeasuredClip(described, None if picture.psnr is None else original, decoded, values_Cthw)
 
 

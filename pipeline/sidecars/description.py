@@ -117,18 +117,25 @@ def read_set(store: Store, name: str) -> SidecarSet:
 
 
 def create_set(store: Store, wanted: SidecarSet) -> SidecarSet:
-    """The set in the output, created if it is not there.
+    """The set in the output, created if it is not there. Raises as `check_set`."""
+    if (found := check_set(store, wanted)) is not None:
+        return found
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    made = SidecarSet(wanted.name, wanted.key, wanted.tensors, wanted.parts, now)
+    store.put_if_absent(set_key(wanted.name), made.to_json())
+    check_set(store, wanted)  # ours, or that of another run
+    return read_set(store, wanted.name)
+
+
+def check_set(store: Store, wanted: SidecarSet) -> SidecarSet | None:
+    """The set in the output, None if it is not there.
 
     Raises:
         ConfigError: a set of this name was made differently; the message names the difference.
         OutputError: a set object that cannot be read.
     """
-    if find_set(store, wanted.name) is None:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        made = SidecarSet(wanted.name, wanted.key, wanted.tensors, wanted.parts, now)
-        store.put_if_absent(set_key(wanted.name), made.to_json())
-    found = read_set(store, wanted.name)  # ours, or that of another run
-    if found != wanted:
+    found = find_set(store, wanted.name)
+    if found is not None and found != wanted:
         raise ConfigError(
             f"sidecar set {wanted.name} of {store.root} was made differently: {_difference(found, wanted)}; use the same settings, or "
             "another --name"

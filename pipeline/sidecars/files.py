@@ -72,6 +72,7 @@ def schema_of(described: SidecarSet) -> pa.Schema:
             pa.field(f"{name}_dtype", pa.string(), nullable=False),
         ]
     about = json.loads(described.to_json())
+    del about["created"]  # of the set object, which is created with the first file
     return pa.schema(fields, {METADATA_KEY: json.dumps(about, sort_keys=True).encode()})
 
 
@@ -156,7 +157,7 @@ class SidecarFileWriter:
         self._waiting, self._waiting_bytes = [], 0
 
     def _measure(self, tensor: str, value: Payload, name: str) -> None:
-        values = stored_values(bytes(value.data), value.dtype).astype(np.float64)
+        values = stored_values(bytes(value.data), value.dtype, value.shape).astype(np.float64)
         if not np.isfinite(values).all():
             raise BuildError(
                 f"{tensor} of {name} has values that are not finite in {value.dtype}; encode in bfloat16 or float32",

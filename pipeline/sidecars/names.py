@@ -19,10 +19,12 @@ def check_set_name(name: str) -> str:
     """Returns `name` if a set may have it.
 
     Raises:
-        ConfigError: it does not match `[a-z0-9][a-z0-9_.-]*` of at most 64 characters.
+        ConfigError: it does not match `[a-z0-9][a-z0-9_.-]*` of at most 64 characters, or ends as the object of another set does.
     """
-    if not isinstance(name, str) or not _SET.fullmatch(name):
-        raise ConfigError(f"sidecar set {name!r}: expected a name of a-z, 0-9, '_', '-' and '.', at most 64 characters")
+    if not isinstance(name, str) or not _SET.fullmatch(name) or name.endswith(".json"):
+        raise ConfigError(
+            f"sidecar set {name!r}: expected a name of a-z, 0-9, '_', '-' and '.', at most 64 characters, not ending in .json"
+        )
     return name
 
 

@@ -14,6 +14,7 @@ from pipeline.config import DrillConfig
 from pipeline.errors import BuildError
 from pipeline.process import kill_points as drill
 from pipeline.process.scratch import local_disk
+from pipeline.sidecars.description import create_set
 from pipeline.sidecars.files import SidecarFileWriter, tensor_payload
 from pipeline.sidecars.names import data_key, index_key
 from pipeline.sidecars.receipts import SidecarReceipt, SidecarReceipts
@@ -43,7 +44,7 @@ def store_unit(
 
     Args:
         store: the output.
-        described: the set.
+        described: the set; created in the output if it is not there.
         unit: id of the unit, see `names.unit_of`.
         attempt: random hex digits.
         rows: taken one by one; may add to `counts` meanwhile. bfloat16 as its bits, uint16.
@@ -54,6 +55,7 @@ def store_unit(
 
     Raises:
         BuildError: a tensor that the set does not take, or a value that is not finite.
+        ConfigError: the output has a set of this name that was made differently.
         StorageUnavailable: the store or the local disk failed.
     """
     failures = failures or DrillConfig()
@@ -67,6 +69,8 @@ def store_unit(
                 }
                 writer.append(row_key, name, payloads)
             finished = writer.close()
+            # Now, and not before: settings whose first unit fails must not keep the name of the set.
+            create_set(store, described)
             index = pa.BufferOutputStream()
             pq.write_table(finished.index, index, compression="zstd", write_page_checksum=True)
             index_data = index.getvalue().to_pybytes()

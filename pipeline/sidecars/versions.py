@@ -62,7 +62,9 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class SetVersion:
-    """Record of one version. `rows`: keys that count. `stats`: over all stored values of each tensor."""
+    """Record of one version. `rows`: keys that count. `stats`: over all stored values of each tensor. `captions`: sources of captions that
+    were embedded in this or an earlier version, whether or not a snapshot is covered; `prune` keeps their tensors.
+    """
 
     name: str
     number: int
@@ -76,6 +78,7 @@ class SetVersion:
     covers: tuple[Coverage, ...]
     table: str
     table_sha256: str
+    captions: tuple[str, ...] = ()
 
     def to_json(self) -> bytes:
         """Canonical JSON bytes."""
@@ -95,7 +98,7 @@ class SetVersion:
             raise ValueError(f"format {found}, this Lathe reads {FORMAT} {FORMAT_VERSION}")
         stats = {name: ChannelStats.from_dict(one) for name, one in raw["stats"].items()}
         covers = tuple(Coverage(one["snapshot"], tuple(one["captions"]), one["fingerprint"]) for one in raw["covers"])
-        return cls(**{**raw, "stats": stats, "covers": covers})
+        return cls(**{**raw, "stats": stats, "covers": covers, "captions": tuple(raw.get("captions", ()))})
 
 
 @dataclass(slots=True)
@@ -121,6 +124,7 @@ class _Contents:
     table: pa.Table
     sums: _Sums
     covers: tuple[Coverage, ...]
+    captions: tuple[str, ...]
 
 
 class SetVersions:
@@ -202,10 +206,10 @@ class SetVersions:
         parts += [unpacked_keys(row["keys"]) for row in map(self._file_row, self._new_receipts(table))]
         return np.unique(np.concatenate(parts)) if parts else np.zeros(0, "S16")
 
-    def publish(self, coverage: Coverage | None = None) -> SetVersion:
+    def publish(self, coverage: Coverage | None = None, captions: tuple[str, ...] = ()) -> SetVersion:
         """Makes the next version of all receipts; returns the newest one if that has nothing new to say.
 
-        `coverage`: what has all its rows now.
+        `coverage`: what has all its rows now. `captions`: sources that were embedded, also where some rows could not be seen.
 
         Raises:
             InputError: nothing is finished.
@@ -217,13 +221,17 @@ class SetVersions:
             receipts = self._new_receipts(table)
             covers = () if newest is None else newest.covers
             more = () if coverage is None or coverage in covers else (coverage,)
+            known = _captions(newest)
+            sources = tuple(sorted({*known, *captions, *(() if coverage is None else coverage.captions)}))
             if newest is None and not receipts:
                 raise InputError(f"sidecar set {self._name} of {self._store.root} has no finished unit of work")
-            if newest is not None and not receipts and not more:
+            if newest is not None and not receipts and not more and sources == known:
                 return None
             added = pa.Table.from_pylist([self._file_row(one) for one in receipts], FILES)
             before = _Sums() if newest is None else _Sums(dict(newest.counts), dict(newest.stats))
-            return _Contents(pa.concat_tables([table, added]), before.with_receipts(receipts), (*covers, *more))
+            return _Contents(
+                pa.concat_tables([table, added]), before.with_receipts(receipts), (*covers, *more), sources
+            )
 
         return self._make(following)
 
@@ -247,7 +255,8 @@ class SetVersions:
             for one in receipts:
                 if one.unit not in kept:
                     kept[one.unit] = self._file_row(one)
-            return _Contents(pa.Table.from_pylist(list(kept.values()), FILES), _Sums().with_receipts(receipts), ())
+            rows_kept = pa.Table.from_pylist(list(kept.values()), FILES)
+            return _Contents(rows_kept, _Sums().with_receipts(receipts), (), _captions(newest))
 
         return self._make(following)
 
@@ -311,7 +320,15 @@ class SetVersions:
             covers=contents.covers[-MOST_COVERED:],
             table=key,
             table_sha256=digest,
+            captions=contents.captions,
         )
+
+
+def _captions(newest: SetVersion | None) -> tuple[str, ...]:
+    """`captions` of a version; records of Lathe before they had it name them in `covers` only."""
+    if newest is None:
+        return ()
+    return tuple(sorted({*newest.captions, *(source for one in newest.covers for source in one.captions)}))
 
 
 def newest_versions(store: Store) -> dict[str, int]:

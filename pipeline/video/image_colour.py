@@ -1,7 +1,8 @@
 """Colour of still images: a loaded Pillow image of any mode becomes 8-bit sRGB without transparency.
 
-An embedded ICC profile is applied (relative colorimetric, with black point compensation), 16 bits are rounded to 8, transparent pixels show
-a background. What was decided is in warnings for the row. Like in video, colour without a profile is taken for sRGB.
+An embedded ICC profile is applied (relative colorimetric, with black point compensation). 16 bits become 8: grey is rounded, colour is cut,
+as Pillow reads it. Transparent pixels show a background. What was decided is in warnings for the row. Like in video, colour without a
+profile is taken for sRGB.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from PIL import Image, ImageCms
 from pipeline.errors import PolicyReject
 
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # of TIFF
 WITH_ALPHA = {"RGBA": "RGB", "LA": "L"}
 PROFILED = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK", "LAB": "Lab"}  # mode -> colour space of its profiles
 ROUNDING = 1  # levels by which the conversion of sRGB to itself may be off
@@ -68,18 +70,34 @@ def transfer(head: bytes) -> str | None:
 def _eight_bits(image: Image.Image) -> Image.Image:
     """The image in mode L, LA, RGB, RGBA, CMYK or LAB."""
     if image.mode in SIXTEEN_BITS:
-        values_HW = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((values_HW * 255 + 32767) // 65535).astype(np.uint8))
+        return _from_sixteen_bits(image)
     if image.mode in ("I", "F"):
         message = f"values of Pillow's mode {image.mode} have no known range; convert the image to 8 or 16 bits"
         raise PolicyReject("pixel_format", message, stage="decode")
-    if "transparency" in image.info or image.mode in ("PA", "RGBa"):
+    transparent = image.info.get("transparency")
+    if (
+        isinstance(transparent, tuple) and max(transparent) > 255
+    ):  # of a PNG of 16 bits, of which Pillow keeps the upper 8
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)
+    if transparent is not None or image.mode in ("PA", "RGBa"):
         return image.convert("RGBA")
     if image.mode == "La":
         return image.convert("LA")
     if image.mode in (*WITH_ALPHA, *PROFILED):
         return image
     return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _from_sixteen_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits in mode L, or LA if a value is transparent. Pillow gives 12 bits and grey with white as 0 as the file has them."""
+    tags = getattr(image, "tag_v2", {})
+    most = (1 << int(np.ravel(tags.get(BITS_PER_SAMPLE, 16))[0])) - 1
+    values_HW = np.asarray(image).astype(np.uint32)
+    grey_HW = ((values_HW * 255 + most // 2) // most).astype(np.uint8)
+    grey = Image.fromarray(255 - grey_HW if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else grey_HW)
+    if (transparent := image.info.get("transparency")) is not None:
+        grey.putalpha(Image.fromarray(np.where(values_HW == transparent, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _by_profile(image: Image.Image, profile: bytes) -> Image.Image | None:

@@ -60,7 +60,9 @@ ORIENTATIONS = {
 }
 ORIENTATION_TAG = 0x0112
 # What Pillow raises for broken files, besides MemoryError.
-PILLOW_ERRORS = (OSError, SyntaxError, ValueError, ArithmeticError, LookupError, RuntimeError, struct.error)
+PILLOW_ERRORS = (
+    OSError, EOFError, SyntaxError, ValueError, TypeError, AttributeError, ArithmeticError, LookupError, RuntimeError, struct.error,
+)  # fmt: skip
 
 
 def decoder_version() -> dict[str, Any]:

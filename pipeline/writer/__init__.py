@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from pipeline.errors import BuildError, StorageUnavailable
+from pipeline.format.codec import INT8, held_type, storage_name
 from pipeline.format.columns import bucket_name, latent_row
 from pipeline.format.index import write_index
-from pipeline.format.tensors import SpanChecker, measure
+from pipeline.format.tensors import LARGEST_HALF, SpanChecker, measure, measure_stored
 from pipeline.records import ChannelStats, WrittenFile
 from pipeline.writer.parquet_file import MAX_VALUE_BYTES, ParquetFileBuilder
 from pipeline.writer.tar_file import TarFileBuilder
@@ -126,6 +127,7 @@ class ShardWriter:
             raise ValueError(f"metadata lacks {sorted(missing)}, got {sorted(metadata)}")
         self._config = config
         self._stored: dict[str, Any] = {"moments": config.moments, "store": (*config.store, *members)}
+        self._storage = storage_name(config.dtype, config.compression)
         self._progress = progress or (lambda num_bytes: None)
         self._uploads = UploadQueue(
             store, most_bytes=FINISHED_FILES * config.file_bytes, drill=drill, progress=self._progress
@@ -167,9 +169,10 @@ class ShardWriter:
 
     def _checked(self, clip: LatentClip, others: set[str]) -> tuple[LatentRow, ChannelStats]:
         """Row and statistics of one variant; `others`: ids of those before it."""
-        if clip.dtype != self._config.dtype:
+        if clip.dtype != (held := held_type(self._config.dtype)):
             raise BuildError(
-                f"clip {clip.id} is {clip.dtype}, the job stores {self._config.dtype}",
+                f"clip {clip.id} is {clip.dtype}, the job stores {self._config.dtype}"
+                + (f", which is made from {held}" if held != self._config.dtype else ""),
                 key=clip.sample.key,
                 stage="write",
             )
@@ -177,14 +180,6 @@ class ShardWriter:
             raise BuildError(
                 f"clip id {clip.id} occurs twice", key=clip.sample.key, shard=self._shard_id, stage="write"
             )
-        if self._config.format == "parquet" and clip.latent_CTHW.nbytes > MAX_VALUE_BYTES:
-            raise BuildError(
-                f"latent of {clip.latent_CTHW.nbytes} bytes, a Parquet value holds {MAX_VALUE_BYTES}: "
-                "use --format tar, or tile the video",
-                key=clip.sample.key,
-                stage="write",
-            )
-        row = latent_row(clip, self._fingerprint, self._metadata["spec"], **self._stored)
         stats = self._measure(clip, clip.latent_CTHW, "latent")
         if clip.logvar_CTHW is not None:
             self._measure(clip, clip.logvar_CTHW, "log-variance")  # checked only: statistics are of latents
@@ -192,6 +187,16 @@ class ShardWriter:
             self._measure(clip, clip.cond_CTHW, "i2v_cond")
         for name, values in clip.members.items():
             self._measure(clip, values, name)
+        row = latent_row(clip, self._fingerprint, self._metadata["spec"], storage=self._storage, **self._stored)
+        if self._config.format == "parquet" and row.latent.num_bytes > MAX_VALUE_BYTES:
+            raise BuildError(
+                f"latent of {row.latent.num_bytes} bytes, a Parquet value holds {MAX_VALUE_BYTES}: "
+                "use --format tar, or tile the video",
+                key=clip.sample.key,
+                stage="write",
+            )
+        if self._config.dtype == INT8:
+            stats = measure_stored(row.latent, key=clip.sample.key, clip=clip.plan.index)
         return row, stats
 
     def copy(self, row: LatentRow) -> None:
@@ -258,7 +263,7 @@ class ShardWriter:
             self.abort()
 
     def _measure(self, clip: LatentClip, array_CTHW: np.ndarray, name: str) -> ChannelStats:
-        limit = self._config.max_abs
+        limit = min(self._config.max_abs, LARGEST_HALF) if self._config.dtype == INT8 else self._config.max_abs
         return measure(array_CTHW, clip.dtype, limit, name=name, key=clip.sample.key, clip=clip.plan.index)
 
     def _take(self, name: str, rows: list[LatentRow]) -> None:
@@ -354,6 +359,7 @@ class ShardWriter:
                 "dtype": self._config.dtype,
                 "layout": "CTHW",
                 "byte_order": "little",
+                **({} if self._config.compression == "none" else {"compression": self._config.compression}),
                 **({"store": sorted(self._stored["store"])} if self._stored["store"] else {}),
             },
             "normalisation": {"applied": False, **recommended},

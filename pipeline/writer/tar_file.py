@@ -1,7 +1,7 @@
 """Writer of WebDataset tars with reproducible bytes; tensors are written in pieces of a few MiB.
 
 Takes sorted groups of `LatentRow`s of one bucket, returns a finished local file and its `IndexRow`s. The first member is `__latentset__`.
-Each clip has adjacent members: `{id}.latent.npy` (`.latent.safetensors` for bfloat16 or moments), what `write.store` adds
+Each clip has adjacent members: `{id}.latent.npy` (`.latent.safetensors` for bfloat16, int8, zstd or moments), what `write.store` adds
 (`{id}.i2v_cond.npy` or `.safetensors`, `{id}.first_frame.webp` or `.png`), paired videos (`{id}.NAME.npy`), `{id}.txt`, `{id}.json`.
 """
 
@@ -95,9 +95,9 @@ class TarFileBuilder:
         return offsets
 
     def _add_arrays(self, name: str, tensors: dict[str, Payload]) -> list[int]:
-        """One member: a `.npy` of one tensor that numpy has a type for, else safetensors. Returns the offset of each tensor."""
+        """One member: a `.npy` of one plain tensor that numpy has a type for, else safetensors. Returns the offset of each tensor."""
         first, *more = tensors.values()
-        if not more and first.dtype != "bfloat16":
+        if not more and first.dtype in ("float16", "float32"):
             header = npy_header(first.shape, first.dtype)
             return [self._add(f"{name}.npy", [header, first.data]) + len(header)]
         header = safetensors_header(tensors)

@@ -29,6 +29,7 @@ NAMES = ("control", "mask")
 CONFIGS = {
     "parquet": WriteConfig(store=("first_frame", "i2v_cond")),
     "tar": WriteConfig(format="tar", dtype="bfloat16", moments=True),
+    "compressed": WriteConfig(dtype="float16", compression="zstd"),
 }
 
 

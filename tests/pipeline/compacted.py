@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.config import WriteConfig
+from pipeline.format.codec import held_type
 from pipeline.format.layout import CURRENT, retired_key, snapshot_key
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import Snapshot, Snapshots
@@ -34,7 +35,7 @@ def film(name: str) -> str:
 
 def clips_of(uri: str, seeds: list[int], config: WriteConfig = CONFIG) -> list[LatentClip]:
     """A clip of each bucket for every seed."""
-    options = {"uri": uri, "dtype": config.dtype, "moments": config.moments, "store": config.store}
+    options = {"uri": uri, "dtype": held_type(config.dtype), "moments": config.moments, "store": config.store}
     return [
         latent_clip(seed, bucket=bucket, clip=clip, **options)
         for seed in seeds

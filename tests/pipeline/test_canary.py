@@ -112,6 +112,45 @@ def with_moments(tmp_path_factory):
     return store, gather(store, None, tmp_path_factory.mktemp("gathered")).fresh_parts(store, 8)
 
 
+@pytest.fixture(scope="module")
+def as_int8(tmp_path_factory):
+    """As `parts`, of one video, as int8 and compressed."""
+    folder = tmp_path_factory.mktemp("int8")
+    (folder / "corpus").mkdir()
+    (folder / "corpus" / "a.mp4").write_bytes(video_bytes(21, seed=7))
+    flags = {"clips.frames": "21", "write.dtype": "int8", "write.compression": "zstd"}
+    pipeline.encode(tiny_job(folder / "corpus", folder / "out", **flags))
+    store = open_store(str(folder / "out"), StorageConfig())
+    return store, gather(store, None, tmp_path_factory.mktemp("gathered")).fresh_parts(store, 8)
+
+
+def test_int8_clips_encode_to_the_same_levels_here_and_within_half_a_step_elsewhere(as_int8, monkeypatch) -> None:
+    found = canary_check(StorageConfig())(*as_int8)
+    assert (found.ok, found.numbers["clips"], found.numbers["bit_exact"], found.numbers["psnr"] > 0) == (
+        True,
+        1,
+        1,
+        True,
+    )
+    (receipt,) = [part.receipt for part in as_int8[1]]
+    parts = receipt.fingerprint_parts
+    assert (parts["storage_dtype"], parts["compression"]) == ("int8", "zstd")
+
+    def scaled(factor):
+        def change(encode, planes, matrices, state):
+            posterior, after = encode(planes, matrices, state)
+            return replace(posterior, mean=posterior.mean * factor), after
+
+        return change
+
+    monkeypatch.setattr(canary, "environment", lambda device: {"cpu": "another"})
+    for factor, ok in ((1 + 5e-4, True), (1.05, False)):
+        with pytest.MonkeyPatch.context() as patch:
+            with_encoder(patch, scaled(factor))
+            check = canary_check(StorageConfig())(*as_int8)
+            assert (check.ok, check.numbers["bit_exact"]) == (ok, 0), check.message
+
+
 def change_log_variance(monkeypatch, change) -> None:
     """Puts an encoder in whose log-variances alone are others: `change` of them and the state."""
 

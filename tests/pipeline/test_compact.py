@@ -26,6 +26,7 @@ from tests.pipeline.published import publish_all, shown_ids
 
 ALL = {"moments": True, "store": ("first_frame", "i2v_cond")}
 KINDS = [WriteConfig(), WriteConfig(format="tar"), WriteConfig(**ALL), WriteConfig(format="tar", **ALL)]
+KINDS += [WriteConfig(dtype="int8", compression="zstd"), WriteConfig(format="tar", dtype="int8", store=("i2v_cond",))]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def data_files(store: Store) -> list[str]:
 # --- rows --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", KINDS, ids=lambda config: f"{config.format}-{config.moments}")
+@pytest.mark.parametrize("config", KINDS, ids=lambda config: f"{config.format}-{config.moments}-{config.dtype}")
 def test_the_same_rows_lie_in_one_file_of_each_bucket(tmp_path: Path, config: WriteConfig) -> None:
     store = make_history(tmp_path, config)
     before = Snapshots(store).latest()

@@ -42,7 +42,7 @@ def test_braces_in_inputs_keep_their_commas():
             r"clips.select: expected head, tile, whole, slide:STRIDE, uniform:N, or spans, .*, got 'slide'",
         ),
         ("clips.frames=0", r"clips.frames: expected frame counts of at least 1"),
-        ("write.dtype=int8", r"write.dtype: .*float16.*got 'int8'"),
+        ("write.dtype=int4", r"write.dtype: .*float16.*got 'int4'"),
         ("model=leanvae", r"model: .*dictionary.*got 'leanvae'"),
         ("model=null", r"model: .*dictionary.*got None"),
         ("model.device=tpu", r"model.device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from pipeline.records import ImagePolicy
     from tests.conftest import S3Server
 
 FILES = [
@@ -98,6 +99,20 @@ def test_each_kind_is_counted_with_its_reason_and_an_example(place: tuple[str, S
     both = PassedOver()
     resolve_inputs([root, f"{root}/sub", f"{root}/*"], config, both)
     assert both.to_dict() == look(root, config).to_dict(), "each once"
+
+
+@pytest.mark.parametrize("policy", ["keep", "only"])
+def test_an_image_with_the_name_of_a_video_is_not_encoded(tmp_path: Path, policy: ImagePolicy) -> None:
+    """Whether the video is encoded or left out."""
+    for name in ("a.mp4", "a.jpg", "b.png"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "t.csv").write_text("path\na.mp4\na.jpg\nb.png\n")
+    for text in (tmp_path, tmp_path / "*", tmp_path / "t.csv"):
+        passed_over = PassedOver()
+        shards = resolve_inputs([str(text)], StorageConfig(), passed_over, policy)
+        names = {source.uri.rpartition("/")[2] for shard in shards for source in shard.objects}
+        assert names == ({"b.png", "a.mp4"} if policy == "keep" else {"b.png"})
+        assert "1 .jpg (images beside a video of the same name are not encoded" in passed_over.line()
 
 
 def test_a_pattern_passes_over_only_what_it_matches(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def output(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("documented")
     corpus = write_tar(folder / "a.tar", {"a": {"mp4": video_bytes(9)}, "b": {"mp4": video_bytes(3)}})
     flags = {"write.format": container, "write.moments": moments}
-    flags |= {"write.store": "first_frame,i2v_cond"} if moments else {}
+    flags |= {"write.store": "first_frame,i2v_cond", "write.compression": "zstd"} if moments else {}
     pipeline.encode(tiny_job(corpus, folder / "out", **flags))
     (receipt,) = receipts(folder / "out")
     return container, moments, folder / "out" / receipt.files[0].key, receipt
@@ -62,7 +62,7 @@ def test_file_metadata_has_the_documented_fields_and_no_others(output):
     found = file_metadata(container, path)
     assert found.keys() == documented.keys()
     for name in ("latent", "normalisation", "versions"):
-        optional = set() if moments else {"store"}
+        optional = set() if moments else {"store", "compression"}
         assert found[name].keys() == set(documented[name]) - optional, name
     for name in ("spec", "encoder"):  # and facts of one network or another
         assert found[name].keys() >= set(documented[name]), name

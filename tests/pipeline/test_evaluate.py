@@ -243,6 +243,11 @@ def test_bad_commands_get_one_line_that_says_what_to_do(corpus, checkpoint, tmp_
         ((corpus, *ours, "--frames", "16"), new, "takes 4n+1 frames, got 16"),
         ((corpus, *ours, "--size", "8x48"), new, "at least 11 pixels, got 8"),
         (
+            (corpus, *ours, "--size", "48x48", "--set", "images.policy=keep", "--set", "images.size=8x48"),
+            new,
+            "at least 11 pixels, got 8",
+        ),
+        (
             (corpus, *ours, "--set", "clips.multiple_of=8", "--size", "area:64x64"),
             new,
             "can be as small as 8; set it to 16",

@@ -128,6 +128,24 @@ def test_palettes_grey_bits_and_sixteen_bits_become_rgb():
     assert reason(file_of(Image.fromarray(grey_HW.astype(np.float32)), "TIFF"), "tif") == (PolicyReject, "pixel_format")
 
 
+def test_grey_of_twelve_bits_of_inverted_tiffs_and_with_a_transparent_value_keeps_its_range():
+    """Pillow gives their values as they are stored."""
+    grey_HW = SMOOTH_HW3[..., 0]
+    expected = pixels(file_of(grey_HW))
+    stored = file_of(grey_HW.astype(np.uint16) * 257, "TIFF")
+    raw = (grey_HW.astype("<u2") * 257).tobytes()
+    pairs_N2 = np.round(grey_HW.astype(float) * 4095 / 255).astype(np.uint32).reshape(-1, 2)
+    words_N = (pairs_N2[:, 0] << 12) | pairs_N2[:, 1]
+    packed = np.stack([words_N >> 16, words_N >> 8 & 255, words_N & 255], -1).astype(np.uint8).tobytes()
+    bits, photometric = struct.pack("<HHI", 258, 3, 1), struct.pack("<HHI", 262, 3, 1)
+    twelve = stored.replace(bits + struct.pack("<I", 16), bits + struct.pack("<I", 12)).replace(raw, packed)
+    assert (pixels(twelve, "tif") == expected).all()
+    inverted = stored.replace(photometric + struct.pack("<I", 1), photometric + struct.pack("<I", 0))
+    assert (pixels(inverted, "tif") == pixels(file_of(255 - grey_HW))).all()
+    keyed = file_of(grey_HW.astype(np.uint16) * 257, transparency=200 * 257)
+    assert (pixels(keyed) == pixels(file_of(np.where(grey_HW == 200, 255, grey_HW).astype(np.uint8)))).all()
+
+
 def test_transparent_pixels_show_the_background_and_the_row_says_so():
     rgba_HW4 = np.dstack([NOISE_HW3, np.full((96, 128), 255, np.uint8)])
     told, (chunk,) = opened(file_of(rgba_HW4))
@@ -210,6 +228,13 @@ def test_a_truncated_image_is_damage_and_not_grey(kind):
     for kept in (0.9, 0.5, 0.05):
         kind_, slug = reason(whole[: int(len(whole) * kept)], kind.lower())
         assert (kind_, slug in ("truncated", "undecodable", "not_a_video")) == (DamagedInput, True)
+
+
+def test_a_tiff_without_a_width_is_damage_and_not_a_fault_of_the_decoder():
+    width = struct.pack("<HHI", 256, 4, 1)
+    data = file_of(NOISE_HW3, "TIFF")
+    assert width in data
+    assert reason(data.replace(width, struct.pack("<HHI", 60_000, 4, 1)), "tif") == (DamagedInput, "undecodable")
 
 
 def test_a_decompression_bomb_is_refused_by_its_header():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -226,6 +228,9 @@ def test_seconds_and_timecodes_are_read_as_corpora_write_them(value, expected):
         ([["1:2:3:4", 3]], "'1:2:3:4'"),
         (["x"], "span 0 is 'x'; expected {start, end}"),
         ("all of it", "span 0 is 'all of it'"),
+        (f'[{{"start": 0, "end": 1{"0" * 400}}}]', "span 0 is 0 to 1000"),
+        ("[{'start': 0, 'end': 1, (1, 2): 3}]", "span 0 is"),
+        (f"[{'[0, 1], ' * 70_000}]", "must be JSON"),
         (7, "span 0 is 7"),
     ],
 )
@@ -249,12 +254,8 @@ def test_captions_and_fields_of_a_span_go_to_its_rows():
     assert (first.caption, first.metadata["score"], first.metadata["lens"]) == ("a dog", 0.5, 35)
     assert (second.caption, second.metadata) == ("all", {"lens": 35, "start": 1, "end": 2})
     assert (other.caption, other.metadata, other.video, other.time_spans) == ("all", {"lens": 35}, b"", ())
-
-
-def test_a_list_of_captions_beside_the_list_of_spans_is_theirs():
-    """As Panda-70M has them."""
-    _, texts = spans_of("[['0:00:01.0', '0:00:02.0'], ['0:00:03.0', '0:00:04.0']]", "['a cat', 'it sleeps']", CONFIG)
-    assert [text.captions for text in texts] == [(("caption", "a cat"),), (("caption", "it sleeps"),)]
+    image = replace(sample, time_spans=spans[:1], span_texts=texts[:1]).texts_of(None)
+    assert (image.caption, image.metadata["score"]) == ("a dog", 0.5)
 
 
 # --- rows of tables ---------------------------------------------------------------------------------------------------
@@ -302,6 +303,33 @@ def test_rows_with_a_start_and_an_end_are_spans_in_their_order():
     assert sample.time_spans == (TimeSpan(3, 4), TimeSpan(1, 2))
     assert [text.captions[0][1] for text in sample.span_texts] == ["b", "a"]
     assert sample.caption == "whole"
+
+
+def test_a_list_of_captions_beside_the_list_of_spans_is_theirs():
+    """As Panda-70M has them, in cells of a CSV. The list itself is the caption of no row."""
+    timestamps = "[['0:00:01.0', '0:00:02.0'], ['0:00:03.0', '0:00:04.0']]"
+
+    def made(captions: str) -> Sample:
+        row = json.dumps({"clips": timestamps, "caption": captions, "lens": 35})
+        (sample,) = annotated(Reader(replace(sample_of("k"), caption=None)), shard_of(("k", row)), CONFIG)
+        return sample
+
+    first, second = (made("['a cat', 'it sleeps']").texts_of(span) for span in (0, 1))
+    assert (first.caption, second.caption) == ("a cat", "it sleeps")
+    assert made("['a cat', '']").texts_of(1).caption is None
+    assert made("['a cat', None]").texts_of(1).metadata == {"lens": 35, "start": "0:00:03.0", "end": "0:00:04.0"}
+    short = made("['a cat']")
+    assert (short.texts_of(0).caption, short.warnings) == (None, ("span_captions:1/2",))
+    assert short.metadata["caption"] == "['a cat']"
+    assert made("[a cat]").texts_of(0).caption == "[a cat]"
+
+
+def test_a_second_video_of_a_key_does_not_take_the_row_of_the_first():
+    reject = Reject("k", "read", "duplicate_key", "twice", policy=False, uri="/c/a.tar")
+    shard = shard_of(("k", '{"caption": "of the table"}'), ("bad", "{}"))
+    found = list(annotated(Reader(reject, replace(reject, key="bad"), sample_of("k")), shard, validate(ClipConfig, {})))
+    assert [item.key for item in found] == ["k", "bad", "k"]
+    assert found[2].caption == "of the table"
 
 
 def test_rows_that_contradict_each_other_reject_their_sample():

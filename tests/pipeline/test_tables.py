@@ -80,6 +80,18 @@ def test_a_table_of_inputs_gives_its_videos_in_the_order_of_any_other_input(fold
     assert [(each.uri, each.etag) for each in files.objects] == [(each.uri, each.etag) for each in shard.objects[:2]]
 
 
+def test_blanks_around_names_and_empty_lines_of_a_csv_are_not_part_of_it(folder):
+    (folder / "t.csv").write_text("\npath, caption\n\na.mp4, x\n")
+    assert values(resolve(folder / "t.csv")) == {"a.mp4": [{"caption": " x"}]}
+
+
+def test_two_columns_of_a_parquet_with_one_name_are_refused(folder):
+    names = ["path", "caption", "caption"]
+    pq.write_table(pa.table([pa.array([text]) for text in ("a.mp4", "x", "y")], names=names), folder / "t.parquet")
+    with pytest.raises(InputError, match="two columns have the same name: path, caption, caption"):
+        resolve(folder / "t.parquet")
+
+
 def test_digests_do_not_depend_on_the_order_the_format_or_other_rows(folder):
     rows = [{**row, "caption": row["caption"] or None} for row in ROWS]
     first = resolve(write(folder / "a.csv", ROWS))[0].objects
@@ -120,9 +132,19 @@ def test_columns_can_be_named(folder):
     }
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_named_captions_keep_their_order(folder, suffix):
+    table = write(folder / f"t{suffix}", [{"path": "a.mp4", "captions": {"short": "s", "long": ["l"], "brief": None}}])
+    (row,) = values(resolve(table))["a.mp4"]
+    assert row == {"captions": [{"name": "short", "text": "s"}, {"name": "long", "text": "l"}]}
+
+
 def test_values_that_json_lacks_become_text_and_binary_columns_are_left_out(folder):
     day = datetime.date(2026, 11, 29)
     table = pa.table({"path": ["a.mp4"], "day": [day], "long": [datetime.timedelta(seconds=8.5)], "icon": [b"\x89PNG"]})
+    table = table.append_column("picture", pa.array([{"bytes": b"\x89", "path": "a"}])).append_column(
+        "raw", pa.array([[b"1"]])
+    )
     pq.write_table(table, folder / "t.parquet")
     assert values(resolve(folder / "t.parquet")) == {"a.mp4": [{"day": "2026-11-29", "long": "0:00:08.500000"}]}
 
@@ -179,6 +201,13 @@ def test_rows_that_name_other_files_are_passed_over(folder):
             ConfigError,
             "table.captions: .*no column 'cap'",
         ),
+        (
+            "t.csv",
+            "source,path\nyoutube,a.mp4\nx.jpg,b\n",
+            {},
+            InputError,
+            "t.csv: no row names a tar or video; they name 1 .jpg, 1 without an extension.*youtube. table.source=COLUMN",
+        ),
         ("t.csv", "path\na.mp4\n", {"fields": "x,y"}, ConfigError, "table.fields: .*no column 'x'"),
         ("t.csv", "path,n\na.mp4\n", {}, InputError, "line 2 has 1 cells, expected 2: path, n"),
         ("t.csv", "path,path\na.mp4,b\n", {}, InputError, "two columns have the same name"),
@@ -215,12 +244,14 @@ def test_a_table_in_a_bucket_names_objects_beside_it(s3):
     config = s3.config()
     store = open_store(s3.root, config)
     store.write("set/a.mp4", b"12345")
-    store.write("set/table.csv", b"path,caption\na.mp4,x\ngone.mp4,y\n")
+    store.write("up.mp4", b"12")
+    store.write("set/table.csv", b"path,caption\n./a.mp4,x\ngone.mp4,y\n../up.mp4,z\n")
     with Annotations(TableConfig(), config, "clips") as annotations:
         (shard,) = resolve_inputs([store.uri("set/table.csv")], config, PassedOver(), annotations=annotations)
         rows = list(unpacked(annotations.with_rows(shard).rows))
     assert [(source.uri, source.size) for source in shard.objects] == [
         (store.uri("set/a.mp4"), 5),
         (store.uri("set/gone.mp4"), 0),
+        (store.uri("up.mp4"), 2),
     ]
-    assert [json.loads(row.text) for row in rows] == [{"caption": "x"}, {"caption": "y"}]
+    assert [json.loads(row.text) for row in rows] == [{"caption": "x"}, {"caption": "y"}, {"caption": "z"}]

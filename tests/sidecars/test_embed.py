@@ -21,6 +21,7 @@ from pipeline.embedding.upkeep import list_sets, verify_set
 from pipeline.errors import ConfigError, InputError
 from pipeline.ledger.takedowns import record_takedown
 from pipeline.loader import LatentDataset, LatentLoader
+from pipeline.operate.takedown import undo
 from pipeline.process import kill_points
 from pipeline.sidecars.names import key_of
 from pipeline.sidecars.reading import SidecarReader
@@ -278,3 +279,30 @@ def test_an_output_without_the_column_of_images_is_refused(output: Store, encode
     job = job_of(output, encoder_folders["clip_vision"], encoder="clip", from_column="first_frame", name="pixels")
     with pytest.raises(InputError, match=r"has no column first_frame .* encode with --store first_frame"):
         embed(job)
+
+
+def test_rows_that_were_hidden_while_embedding_are_missed_when_they_show_again(
+    output: Store, encoder_folders: dict[str, Path]
+) -> None:
+    secret = "the dog sleeps on the red snow of a blue video"
+    (name,) = [row.id for _, _, row in LatentDataset.open(output.root).placed() if row.caption == secret]
+    record_takedown(output, "asked for", ids=[name])
+    job = job_of(output, encoder_folders["t5"], captions="all")
+    assert counts(embed(job))["encoded"] == len(DISTINCT)  # one less, and "a blue video"
+    assert SidecarReader(output, "t5").version.captions == ("caption", "captions")
+    LatentLoader(LatentDataset.open(output.root), batch=1, sidecars="t5").close()
+    undo(output, name, reason="a mistake", by="me")
+    with pytest.raises(InputError, match=f"1 of 6 rows of .* have no tensors in t5@1, such as {name}"):
+        LatentLoader(LatentDataset.open(output.root), batch=1, sidecars="t5")
+    assert counts(embed(job))["encoded"] == 1
+    LatentLoader(LatentDataset.open(output.root), batch=1, sidecars="t5").close()
+
+
+def test_settings_that_fail_do_not_keep_the_name_of_the_set(output: Store, encoder_folders: dict[str, Path]) -> None:
+    folder, options = encoder_folders["gemma"], {"encoder": "gemma"}
+    with pytest.raises(ConfigError, match="the empty caption has no token to store; give a template"):
+        embed(job_of(output, folder, **options))
+    assert list_sets(output) == []
+    assert embed(job_of(output, folder, **options, template="Describe video : {}")).encoded == len(DISTINCT)
+    with pytest.raises(ConfigError, match="was made differently: template"):
+        embed(job_of(output, folder, **options, template="Describe {}"))

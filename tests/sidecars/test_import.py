@@ -140,7 +140,9 @@ def test_rows_of_different_widths_or_types_are_refused_with_counts(output: Outpu
     [
         ({"id": None}, "row 0 has the id None; expected text"),
         ({"embedding_dtype": "float8"}, "has embedding of type 'float8'"),
-        ({"embedding_shape": None}, "shape None; expected a shape"),
+        ({"embedding_shape": None}, "shape None; expected sizes of at least 1"),
+        ({"embedding_shape": [0, 5], "embedding_bytes": b""}, r"shape \[0, 5\]; expected sizes of at least 1"),
+        ({"embedding_shape": [2**62, 8], "embedding_bytes": b""}, r"has 0 bytes for embedding float32 of shape \[4611"),
         ({"embedding_bytes": b"short"}, r"has 5 bytes for embedding float32 of shape \[3, 5\]"),
         (
             {"embedding_bytes": np.full((3, 5), np.nan, np.float32).tobytes()},
@@ -153,6 +155,7 @@ def test_a_row_that_is_not_as_it_should_be_is_named(
 ) -> None:
     with pytest.raises(InputError, match=message):
         imported(output, written(tmp_path, [{**row(array(0), id=sorted(output.clips)[0]), **change}]))
+    assert list_sets(output.store) == [], "a right table of other widths may have the name"
 
 
 def test_a_key_twice_or_other_tensors_for_it_are_refused(output: Output, tmp_path: Path) -> None:
@@ -173,6 +176,9 @@ def test_what_is_not_a_table_is_refused(output: Output, tmp_path: Path) -> None:
         imported(output, str(tmp_path / "nowhere.parquet"))
     (tmp_path / "x.safetensors").write_bytes(b"\xff" * 20)
     with pytest.raises(InputError, match="cannot be read as safetensors"):
+        imported(output, str(tmp_path / "x.safetensors"))
+    save_file({sorted(output.clips)[0]: torch.zeros(0, 5)}, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match=r"has the shape \[0, 5\]; expected sizes of at least 1"):
         imported(output, str(tmp_path / "x.safetensors"))
     with pytest.raises(InputError, match="has the columns name; expected exactly one of id, caption, caption_hash"):
         imported(output, written(tmp_path, [{"name": "x"}]))

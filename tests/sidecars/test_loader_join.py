@@ -12,8 +12,10 @@ import torch
 from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.ledger.takedowns import record_takedown
 from pipeline.loader import Batch, LatentDataset, LatentLoader, Pack
-from pipeline.sidecars.names import key_of
+from pipeline.sidecars.description import SidecarSet, TensorKind, create_set
+from pipeline.sidecars.names import BY_CAPTION, key_of, unit_of
 from pipeline.sidecars.reading import SidecarReader
+from pipeline.sidecars.storing import store_unit
 from pipeline.sidecars.versions import Coverage, SetVersions
 from tests.loader.outputs import SHORT, WIDE, Output, clip_of, write_output
 from tests.sidecars.sets import BYTES, TEXT, WIDTH, copied, receipts, values_of, write_set
@@ -237,3 +239,15 @@ def test_damaged_tensors_stop_the_run(output: Output, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="pooled of sidecar set t5 is damaged"):
         batches(output, verify="always")
     assert SetVersions(output.store, "t5").numbers() == [1]
+
+
+def test_a_batch_of_tensors_without_values_has_their_shape(output: Output, tmp_path: Path) -> None:
+    described = SidecarSet("none", BY_CAPTION, {"embedding": TensorKind("bfloat16", (None, WIDTH))}, {})
+    create_set(output.store, described)
+    keys = [key_of(text) for text in texts_of(output)]
+    rows = [(key, key.hex(), {"embedding": np.zeros((0, WIDTH), np.uint16)}) for key in keys]
+    store_unit(output.store, described, unit_of(described.fingerprint, keys), "0" * 16, rows, tmp_path)
+    SetVersions(output.store, "none").publish()
+    with LatentLoader(LatentDataset.open(output.uri), batch=1, sidecars="none") as loader:
+        (found,) = next(iter(loader)).sidecars["none"]["embedding"]
+    assert (found.dtype, found.shape) == (torch.bfloat16, (0, WIDTH))

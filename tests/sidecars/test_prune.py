@@ -18,7 +18,7 @@ from pipeline.loader import LatentDataset, LatentLoader
 from pipeline.sidecars.names import key_of
 from pipeline.sidecars.reading import SidecarReader
 from pipeline.sidecars.receipts import SidecarReceipts
-from pipeline.sidecars.versions import SetVersions
+from pipeline.sidecars.versions import Coverage, SetVersions
 from pipeline.storage import Store
 from tests.loader.outputs import SHORT, Output, clip_of, write_output
 from tests.sidecars.sets import BYTES, bits_of, copied, values_of, write_set, write_unit
@@ -30,7 +30,8 @@ CAPTIONS = ["a dog", "a cat", "shared", "shared", "a secret", None]
 def made(tmp_path_factory: pytest.TempPathFactory) -> Output:
     folder = tmp_path_factory.mktemp("output")
     clips = [
-        clip_of(seed, SHORT, caption=caption, uri=f"s3://corpus/{seed}.tar") for seed, caption in enumerate(CAPTIONS)
+        clip_of(seed, SHORT, caption=caption, uri=f"s3://corpus/{seed}.tar", metadata={"long": f"long {seed}"})
+        for seed, caption in enumerate(CAPTIONS)
     ]
     made = write_output(folder / "out", folder / "spool", [clips])
     write_set(made.store, [["", "a dog", "a secret"], ["a cat", "shared", "a dog"]], folder=folder / "set")
@@ -107,6 +108,27 @@ def test_rows_by_id_go_with_their_rows(output: Output, tmp_path: Path) -> None:
     report = pruned(output.store, "pixels")
     assert (report["pruned"], report["rewritten"], report["rows"]) == (2, 2, 4)
     check(output.store, set(ids[2:]), "pixels")
+
+
+def test_captions_that_were_embedded_stay_needed_after_their_versions_are_gone(output: Output, tmp_path: Path) -> None:
+    """What a version covers is gone with it; without the sources a later run took other captions for unneeded."""
+    SetVersions(output.store, "t5").publish(Coverage(1, ("caption", "metadata.long"), "f"))
+    write_unit(output.store, ["long 0"], folder=tmp_path)
+    for name in ("4", "2"):
+        record_takedown(output.store, "asked for", sources=[f"s3://corpus/{name}.tar"])
+        pruned(output.store)
+        aged(output.store)
+    assert pruned(output.store)["pruned"] == 0
+    check(output.store, {*KEPT, "long 0"})
+
+
+def test_a_row_that_another_file_hides_goes_with_it(output: Output, tmp_path: Path) -> None:
+    """Two runs encoded a caption: where only the file that counts was written again, the other one's row counted."""
+    write_set(output.store, [["a secret", "shared"]], folder=tmp_path)
+    record_takedown(output.store, "asked for", sources=["s3://corpus/4.tar"])
+    assert pruned(output.store)["pruned"] == 1
+    check(output.store, KEPT)
+    assert SidecarReader(output.store, "t5").tensors("a secret") is None
 
 
 class Killed(BaseException):

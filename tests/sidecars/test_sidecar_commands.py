@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -66,7 +67,20 @@ def test_embed_list_verify_and_what_they_print(output: Output, encoder_folders: 
     data.write_bytes(data.read_bytes()[:-1])
     assert f"{data} has sha256" in lathe("sidecar", "verify", output.uri, "t5", code=1).stdout
     data.unlink()
-    assert f"{data} is missing" in lathe("sidecar", "verify", output.uri, "t5", code=1).stdout
+    shown = lathe("sidecar", "verify", output.uri, "t5", code=1).stdout
+    assert f"{data} is missing" in shown
+    assert "delete their receipts in _sidecars/t5/receipts/, and _sidecars/t5/versions/" in shown
+    output.store.delete(receipt_key("t5", SidecarReceipts(output.store, "t5").all()[0].unit))
+    shutil.rmtree(output.store.uri("_sidecars/t5/versions"))
+    again = json.loads(lathe("embed", output.uri, *options, "--json").stdout)
+    assert (again["version"], again["encoded"], again["present"]) == (1, 3, 0)
+    assert "t5@1: 3 rows in 1 files" in lathe("sidecar", "verify", output.uri, "t5").stdout
+
+
+def test_a_takedown_names_the_sets_that_keep_tensors(output: Output, tmp_path: Path) -> None:
+    write_set(output.store, [[""]], folder=tmp_path / "set")
+    shown = lathe("takedown", output.uri, sorted(output.clips)[0], "--reason", "asked for").stdout
+    assert "  sidecars  t5: tensors of these rows stay until `lathe sidecar prune`" in shown
 
 
 def test_import_says_what_it_did(output: Output, tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ import torch
 import transformers
 
 from pipeline.config import EmbedJob, validate
-from pipeline.embedding.checkpoint import describe, find_files, hash_weights
+from pipeline.embedding.checkpoint import describe, find_files, hash_weights, local_folder
 from pipeline.embedding.texts import TextEncoder
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.format.tensors import stored_values
+from pipeline.storage import open_store
 
 TEXTS = ["", "a cat runs", "the red dog sleeps on the snow in a blue video", "a dog", "Ein Café"]
 
@@ -85,7 +86,7 @@ def test_bfloat16_is_stored_as_its_bits(encoder_folders: dict[str, Path]) -> Non
     half, full = encoded(job_of(folder, dtype="bfloat16")), encoded(job_of(folder))
     values = half["a dog"].tensors["embedding"]
     assert values.dtype == np.uint16
-    back = stored_values(values.tobytes(), "bfloat16").reshape(values.shape)
+    back = stored_values(values.tobytes(), "bfloat16", values.shape)
     np.testing.assert_allclose(back, full["a dog"].tensors["embedding"], rtol=2**-8)
     assert encoded(job_of(folder, compute_dtype="bfloat16"))["a dog"].tensors["embedding"].dtype == np.float32
 
@@ -168,6 +169,7 @@ def test_what_is_not_an_encoder_is_refused_with_the_reason(encoder_folders: dict
         ({"template": "no place"}, "template: expected text with one {}"),
         ({"captions": "first,caption"}, "captions: expected first, all, or a list"),
         ({"encoder": "siglip"}, "siglip does not encode texts; give the column of images"),
+        ({"encoder": "clip", "from_column": "i2v_cond"}, "from_column: .*'first_frame'"),
         ({"from_column": "first_frame"}, "t5 does not encode images; expected one of clip, siglip"),
         ({"encoder": "clip", "from_column": "first_frame", "template": "a {}"}, "are for texts"),
         ({"device": "cuda:1"}, "cannot be chosen with Ray"),
@@ -176,3 +178,27 @@ def test_what_is_not_an_encoder_is_refused_with_the_reason(encoder_folders: dict
 def test_options_that_do_not_fit_each_other_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         job_of(Path("t5"), **{"encoder": "t5", **options})
+
+
+@pytest.mark.s3
+def test_a_checkpoint_in_a_store_is_fetched_by_several_actors_of_a_machine_at_once(
+    s3: Any, tmp_path: Path, encoder_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = s3.config()
+    store = open_store(f"{s3.root}/t5", storage)
+    for path in encoder_folders["t5"].iterdir():
+        store.write(path.name, path.read_bytes())
+    monkeypatch.setenv("LATHE_CACHE", str(tmp_path / "cache"))
+    real, others = Path.symlink_to, list[Path]()
+
+    def while_another_actor_does_the_same(link: Path, target: Path) -> None:
+        if not others:
+            others.append(Path())
+            others[0] = local_folder(store.root, storage)
+        real(link, target)
+
+    monkeypatch.setattr(Path, "symlink_to", while_another_actor_does_the_same)
+    folder = local_folder(store.root, storage)
+    assert others == [folder]
+    assert hash_weights(folder) == hash_weights(encoder_folders["t5"])
+    assert list(folder.parent.iterdir()) == [folder]

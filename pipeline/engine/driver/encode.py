@@ -33,6 +33,7 @@ from pipeline.errors import (
     ShardsFailed,
 )
 from pipeline.format.card import data_card, hugging_face_config
+from pipeline.format.codec import storage_name
 from pipeline.format.layout import CARD_KEY, DATA, HUGGING_FACE_KEY, OWN_FOLDERS, OWN_OBJECTS
 from pipeline.ledger.addresses import check_whole_output
 from pipeline.ledger.receipts import Ledger
@@ -170,7 +171,7 @@ def _write_card(context: BuildContext, store: Store) -> None:
         context.fingerprint,
         context.file_metadata(),
         container=write.format,
-        dtype=write.dtype,
+        dtype=storage_name(write.dtype, write.compression),
         moments=write.moments,
         store=write.store,
     )

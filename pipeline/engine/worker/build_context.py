@@ -74,6 +74,8 @@ def make_context(
         from pipeline.video.images import decoder_version
 
         parts["image_decoder"] = decoder_version()
+    if job.write.compression != "none":
+        parts["compression"] = job.write.compression
     if job.write.store:
         parts["store"] = {name: VERSIONS[name] for name in sorted(job.write.store)}
     if job.member_rule:

@@ -22,6 +22,7 @@ from pipeline.engine.worker.open_video import OpenClip, OpenVideo
 from pipeline.engine.worker.progress_counter import ProgressCounter
 from pipeline.engine.worker.shard_result import ShardResult
 from pipeline.errors import HandedBack, LatheError, StorageUnavailable
+from pipeline.format.codec import held_type
 from pipeline.format.stored import FIRST_FRAME, I2V_COND
 from pipeline.process import kill_points as drill
 from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Reject, VideoEnded
@@ -301,7 +302,7 @@ class EncodeLoop:
 
     def _store_chunk(self, run: ClipRun, chunk: FrameChunk, encoded: Encoded) -> None:
         clip: OpenClip = run.token
-        clip.store(chunk, encoded, self._context.job.write.dtype)
+        clip.store(chunk, encoded, held_type(self._context.job.write.dtype))
         self.stats.frames += len(chunk.pts_s)
         if chunk.last:
             self._finish_clip(clip)
@@ -309,7 +310,7 @@ class EncodeLoop:
     def _finish_clip(self, clip: OpenClip) -> None:
         del clip.video.runs[clip.plan.index, clip.member]
         self.stats.clips += not clip.member
-        if variants := clip.finished(1 + len(self._member_names), self._context.job.write.dtype):
+        if variants := clip.finished(1 + len(self._member_names), held_type(self._context.job.write.dtype)):
             clip.attempt.clip_done(*variants)
         self._close_if_done(clip.attempt, clip.video)
 
