@@ -104,7 +104,7 @@ class LatentLoader:
             crop: `Prefix(T)`.
             variants: `all`: each variant of a clip is a row. `draw`: each clip once in an epoch, a variant drawn anew each time. A name
                 (`base`, `flip`, `crop1`, …): that variant alone.
-            dtype: of `Batch.latents` and `Batch.i2v_cond`; by default as stored.
+            dtype: of `Batch.latents`, `Batch.i2v_cond` and `Batch.members`; by default as stored.
             captions: where they come from: `caption`, `captions` (all of a row), `captions.short` (by name), keys as `metadata.short`; one
                 is drawn in each epoch.
             caption_dropout: fraction of rows with an empty caption.
