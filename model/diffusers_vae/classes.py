@@ -132,6 +132,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "encoder_block_out_channels": [128, 256, 512, 512, 1024, 1024],
         "scaling_factor": 1.0,
     },
+    "AutoencoderTiny": {
+        "in_channels": 3,
+        "latent_channels": 4,
+        "encoder_block_out_channels": [64, 64, 64, 64],
+        "scaling_factor": 1.0,
+        "shift_factor": 0.0,
+    },
     "AutoencoderKL": {
         "in_channels": 3,
         "latent_channels": 4,
@@ -154,7 +161,9 @@ WHOLE_CLIPS = {
     "AutoencoderKLMochi": "its attention reads every earlier frame of the clip",
 }
 BOTH_SIDES = "its encoder is configured to see the frames before and after"  # LTX-2 and VidTok can be
-DETERMINISTIC = frozenset({"AutoencoderKLCosmos", "AutoencoderDC"})  # these give one latent, not a Gaussian
+DETERMINISTIC = frozenset(
+    {"AutoencoderKLCosmos", "AutoencoderDC", "AutoencoderTiny"}
+)  # these give one latent, not a Gaussian
 
 
 # Class -> what `LatentSpec` cannot express of it, or why its output is not such a latent.

@@ -166,6 +166,10 @@ _DECODER_KEYS = {
         *("decoder_block_types", "decoder_block_out_channels", "decoder_layers_per_block", "decoder_qkv_multiscales"),
         *("decoder_norm_types", "decoder_act_fns", "decoder_in_shortcut", "decoder_conv_act_fn", "upsample_block_type"),
     ),
+    "AutoencoderTiny": (
+        *("decoder_block_out_channels", "num_decoder_blocks", "upsampling_scaling_factor", "upsample_fn"),
+        *("block_out_channels", "latent_magnitude", "latent_shift"),
+    ),
     "AutoencoderKL": ("up_block_types", "use_post_quant_conv"),
 }
 # Their last convolution of the encoder gives mean and log-variance; the others have `quant_conv` after it.

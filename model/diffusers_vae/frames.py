@@ -1,4 +1,4 @@
-"""Coders of image VAEs, frame by frame: Stable Diffusion, SDXL, FLUX.1 and FLUX.2, DC-AE, and the encoder of SVD.
+"""Coders of image VAEs, frame by frame: Stable Diffusion, SDXL, FLUX.1 and FLUX.2, DC-AE, TAESD, and the encoder of SVD.
 
 They take a video or latents in the module's dtype, on its device, and return the posterior's parameters or a video. Frames do not depend on
 each other, so any chunking is exact if each is computed alone, as on a CPU. SVD's decoder mixes frames and needs whole clips.
@@ -38,12 +38,12 @@ class FrameCoder:
         return _each(latent_BCthw, lambda z: self.module.decode(z).sample), ()
 
 
-class DeepCompressionCoder(FrameCoder):
-    """Coder of `AutoencoderDC`, which gives one latent and not a Gaussian."""
+class DeterministicFrameCoder(FrameCoder):
+    """Coder of `AutoencoderDC` and `AutoencoderTiny`, which give one latent and not a Gaussian."""
 
     def encode(self, video_BCTHW: torch.Tensor, memory: StateTensors | None) -> tuple[Moments, StateTensors]:
         """Latents of the frames; the state is empty."""
-        return (_each(video_BCTHW, lambda x: self.module.encode(x).latent), None), ()
+        return (_each(video_BCTHW, lambda x: self.module.encode(x, return_dict=False)[0]), None), ()
 
 
 class FrameEncoderClipDecoder(FrameCoder):

@@ -51,17 +51,18 @@ def empty_module(name: str, config: Mapping[str, Any]) -> Any:
     kind = published_class(config)
     known = set(inspect.signature(kind.__init__).parameters)
     options = {key: value for key, value in config.items() if not key.startswith("_")}
-    if unknown := sorted(set(options) - known):
-        warnings.warn(
-            f"{name}: {kind.__name__} of diffusers {library().__version__} ignores unknown configuration keys: "
-            f"{', '.join(unknown)}; a newer diffusers may know them",
-            stacklevel=2,
-        )
     try:
         with torch.device("meta"), _RealTables():
             module = kind(**{key: value for key, value in options.items() if key in known})
     except (TypeError, ValueError, KeyError, IndexError, AssertionError, ZeroDivisionError, RuntimeError) as error:
         raise ValueError(f"{name}: {kind.__name__} cannot be built from this configuration: {error}") from error
+    # `module.config` also has what the class derives and saves, such as AutoencoderTiny's block_out_channels
+    if unknown := sorted(set(options) - known - set(module.config)):
+        warnings.warn(
+            f"{name}: {kind.__name__} of diffusers {library().__version__} ignores unknown configuration keys: "
+            f"{', '.join(unknown)}; a newer diffusers may know them",
+            stacklevel=2,
+        )
     for switch in BLENDING:
         if hasattr(module, switch):
             setattr(module, switch, False)

@@ -31,6 +31,7 @@ _COGVIDEOX = {
 }
 _FOUR_STAGES = {**_WIDE, "latent_channels": 4, "down_block_types": ["DownEncoderBlock2D"] * 4, "layers_per_block": 2}
 _LTX_2 = {"_class_name": "AutoencoderKLLTX2Video", "latent_channels": 128, "decoder_causal": False}
+_TINY = {"_class_name": "AutoencoderTiny", "latent_channels": 4, "encoder_block_out_channels": [64] * 4}
 _IMAGE = {"_class_name": "AutoencoderKL", **_FOUR_STAGES, "up_block_types": ["UpDecoderBlock2D"] * 4}
 
 PRESETS = (
@@ -252,5 +253,25 @@ PRESETS = (
         source="https://github.com/mit-han-lab/efficientvit",
         aliases=("dc-ae",),
         note="an image VAE, frame by frame; deterministic, has no log-variance",
+    ),
+    Preset(
+        name="taesd",
+        family="diffusers",
+        config=_TINY,
+        published=f"hf://madebyollin/taesd/{_FILE}",
+        licence="MIT",
+        source="https://github.com/madebyollin/taesd",
+        note="an image VAE, frame by frame; deterministic, has no log-variance; its latents approximate those of Stable Diffusion "
+        "times 0.18215; taesdxl has the same configuration: no check tells their weights apart",
+    ),
+    Preset(
+        name="taesdxl",
+        family="diffusers",
+        config=_TINY,
+        published=f"hf://madebyollin/taesdxl/{_FILE}",
+        licence="MIT",
+        source="https://github.com/madebyollin/taesd",
+        note="an image VAE, frame by frame; deterministic, has no log-variance; its latents approximate those of SDXL times 0.13025; "
+        "taesd has the same configuration: no check tells their weights apart",
     ),
 )

@@ -116,7 +116,7 @@ def _image(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {"time_stride": 1, "space_stride": _halved(name, values), "lead_frames": 0}
 
 
-def _deep_compression(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _encoder_stages(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {"time_stride": 1, "space_stride": _halved(name, values, "encoder_block_out_channels"), "lead_frames": 0}
 
 
@@ -135,7 +135,8 @@ _STRIDES: dict[str, Callable[[str, Mapping[str, Any]], dict[str, Any]]] = {
     "AutoencoderKLMochi": _mochi,
     "AutoencoderKLTemporalDecoder": _image,
     "AutoencoderKLFlux2": _image,
-    "AutoencoderDC": _deep_compression,
+    "AutoencoderDC": _encoder_stages,
+    "AutoencoderTiny": _encoder_stages,
     "AutoencoderKL": _image,
 }
 

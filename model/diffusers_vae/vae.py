@@ -9,7 +9,7 @@ the next chunk for classes that can be run in chunks without loss:
 | Magvit (EasyAnimate)              | any 4n+1, 4n, ... | any               | the frames before each layer, carried along   |
 | LTX2Video, VidTok                 | any 8n+1, 8n, ... | whole clips       | (`causal_stream.py`)                          |
 | AutoencoderKL (SD, SDXL), Flux2,  | any               | any               | frames, which do not depend on each other     |
-| AutoencoderDC                     |                   |                   |                                               |
+| AutoencoderDC, AutoencoderTiny    |                   |                   |                                               |
 | TemporalDecoder (SVD)             | any               | whole clips       | the same; its decoder mixes frames            |
 | HunyuanVideo, HunyuanVideo15,     | whole clips       | whole clips       | reasons: `classes.WHOLE_CLIPS`, `clips.py`    |
 | CogVideoX, Cosmos, LTXVideo,      |                   |                   |                                               |
@@ -31,7 +31,7 @@ from model.diffusers_vae.causal_stream import STREAMS, open_causal_stream
 from model.diffusers_vae.classes import DETERMINISTIC
 from model.diffusers_vae.clips import WholeClips, clips_of
 from model.diffusers_vae.facts import needs_whole_clips
-from model.diffusers_vae.frames import DeepCompressionCoder, FrameCoder, FrameEncoderClipDecoder
+from model.diffusers_vae.frames import DeterministicFrameCoder, FrameCoder, FrameEncoderClipDecoder
 from model.diffusers_vae.module import check_weights, empty_module, filled, full_config, library, random_weights
 from model.diffusers_vae.wan_stream import WanStream, open_stream
 from model.vae import CausalVAE
@@ -160,7 +160,8 @@ FRAME_CODERS = {
     "AutoencoderKLTemporalDecoder": FrameEncoderClipDecoder,
     "AutoencoderKL": FrameCoder,
     "AutoencoderKLFlux2": FrameCoder,
-    "AutoencoderDC": DeepCompressionCoder,
+    "AutoencoderDC": DeterministicFrameCoder,
+    "AutoencoderTiny": DeterministicFrameCoder,
 }
 
 

@@ -2,6 +2,7 @@
 
 - `sections`, `clips`, `images`, `tables`: the options with type, unit, default and meaning, and their validation; those of `clips.`,
   `images.` and `table.`
+- `members`: check of the names and suffixes of paired videos
 - `embedding`: the options of `lathe embed`
 - `section`: what groups of options have in common
 - `merge`: combines defaults, YAML, flags and overrides

@@ -12,8 +12,10 @@ from pydantic import BeforeValidator, Field, field_serializer, field_validator, 
 
 from pipeline.config.clips import ClipConfig
 from pipeline.config.images import ImageConfig
+from pipeline.config.members import check_members
 from pipeline.config.section import Section, as_list, matching
 from pipeline.config.tables import TableConfig
+from pipeline.records import MAIN, MemberRule
 
 MiB = 1024 * 1024
 EMBEDDED = "leanvae-mini-dim16"  # its weights come with the package
@@ -273,6 +275,10 @@ class EncodeJob(Section):
     table: TableConfig = TableConfig()
     clips: ClipConfig = ClipConfig()
     images: ImageConfig = ImageConfig()
+    members: dict[str, str] = Field(default_factory=dict)
+    """Paired videos of one sample: name of a column and suffix of the file, `{video: mp4, control: depth.mp4, mask: mask.mp4}`. `video` is
+    the main one, by default any video without one of the other suffixes. Each member is cut as the main video and its latent is a column;
+    names that begin with `mask` are masks. Empty: each video is a sample."""
     decode: DecodeConfig = DecodeConfig()
     storage: StorageConfig = StorageConfig()
     write: WriteConfig = WriteConfig()
@@ -306,6 +312,25 @@ class EncodeJob(Section):
                 f"--device cuda and set CUDA_VISIBLE_DEVICES={self.model.device[5:]} before Ray starts, or --executor inline"
             )
         return self
+
+    @property
+    def member_rule(self) -> MemberRule:
+        """`members` as the reader takes them."""
+        others = tuple(sorted((name, suffix) for name, suffix in self.members.items() if name != MAIN))
+        return MemberRule(others, self.members.get(MAIN, ""))
+
+    @model_validator(mode="after")
+    def _members_of_videos(self) -> EncodeJob:
+        if self.members and self.images.policy != "skip":
+            raise ValueError(
+                "members: pairs are videos; encode images in a build of their own, with images.policy skip here"
+            )
+        return self
+
+    @field_validator("members", mode="before")
+    @classmethod
+    def _members(cls, value: Any) -> Any:
+        return value if not isinstance(value, dict) else check_members(value)
 
     @field_validator("inputs")
     @classmethod

@@ -15,7 +15,7 @@ into virtual shards.
 - `listing`, `lists`, `patterns`: one folder or pattern; list files; braces and globs
 - `kinds`, `texts`, `passed_over`: kind of a file by its name; captions without a video; counts of what is not encoded
 - `tables`, `annotations`: rows of tables; their digests as part of the identity of inputs
-- `grouping`: plain videos and images as shards
+- `grouping`, `members`: plain videos and images as shards; paired videos as members of a source
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pipeline.config import TableConfig
 from pipeline.corpus.annotations import Annotations, job_annotations
 from pipeline.corpus.grouping import group_files, tar_shard
 from pipeline.corpus.kinds import TAR_SUFFIXES, is_text, media_kind, suffix
+from pipeline.corpus.members import identified, with_members
 from pipeline.corpus.passed_over import PassedOver
 from pipeline.corpus.search import Search
 from pipeline.corpus.tables import is_table
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from pipeline.config import StorageConfig
-    from pipeline.records import ImagePolicy, Shard, SourceObject
+    from pipeline.records import ImagePolicy, MemberRule, Shard, SourceObject
 
 __all__ = [
     "TAR_SUFFIXES",
@@ -58,11 +59,13 @@ def resolve_inputs(
     passed_over: PassedOver | None = None,
     images: ImagePolicy = "skip",
     annotations: Annotations | None = None,
+    members: MemberRule | None = None,
 ) -> list[Shard]:
     """Shards of all objects that `inputs` name: tars in the order named, then groups of plain videos, then of images.
 
     Other contents of folders, patterns, lists and tables are counted in `passed_over`. `annotations` gets the rows of tables, for those
-    who read the shards; by default their digests alone are made.
+    who read the shards; by default their digests alone are made. `members`: plain videos that are members of the sample of another one are
+    no inputs of their own.
 
     Raises:
         InputError: an input matches nothing, a named object is missing, a list or table cannot be read, no row of a table of
@@ -72,7 +75,7 @@ def resolve_inputs(
     """
     if annotations is None:
         with Annotations(TableConfig(), config, "clips") as own:
-            return resolve_inputs(inputs, config, passed_over, images, own)
+            return resolve_inputs(inputs, config, passed_over, images, own, members)
     passed_over = PassedOver() if passed_over is None else passed_over
     search = Search(config, passed_over, images)
     found: dict[str, SourceObject] = {}
@@ -84,9 +87,11 @@ def resolve_inputs(
         deque(_rows(annotations.table, search, annotations), maxlen=0)
     sources = _without_thumbnails(list(found.values()), passed_over, search.left_out)
     passed_over.taken = len(sources)
+    if members:
+        sources = with_members(sources, members, search.existing)
     tars = [tar_shard(source) for source in sources if media_kind(source.uri) == "tar"]
     plain = group_files((source for source in sources if media_kind(source.uri) != "tar"), config)
-    return annotations.attach(tars + plain, all_of=annotations.table)
+    return identified(annotations.attach(tars + plain, all_of=annotations.table))
 
 
 def _rows(text: str, search: Search, annotations: Annotations) -> Iterator[str]:
@@ -110,7 +115,11 @@ def _stems_of(text: str) -> set[str]:
 
 def _without_thumbnails(sources: list[SourceObject], passed_over: PassedOver, left_out: set[str]) -> list[SourceObject]:
     """`sources` without images that have the name of a video among them, or among those `left_out`, as downloaders write them beside it."""
-    videos = left_out | {os.path.splitext(source.uri)[0] for source in sources if media_kind(source.uri) == "video"}
+    images = {os.path.splitext(source.uri)[0] for source in sources if media_kind(source.uri) is None}
+    if not images:  # of millions of videos no set of names is made
+        return sources
+    stems = (os.path.splitext(source.uri)[0] for source in sources if media_kind(source.uri) == "video")
+    videos = {stem for stem in stems if stem in images} | (images & left_out)
     kept = []
     for source in sources:
         if media_kind(source.uri) is None and os.path.splitext(source.uri)[0] in videos:

@@ -74,9 +74,12 @@ class Annotations:
                 self._file = open(os.path.join(self._scratch.path, "rows"), "xb")  # noqa: SIM115 - closed by `close`
         end = self._ends[-1] if self._ends else 0
         spelled, uri, hashed = None, "", 0
-        for row in read_rows(path, name, self._config, self._spans_field):
+        for number, row in enumerate(read_rows(path, name, self._config, self._spans_field), 1):
             if row.source != spelled:  # rows about one object mostly follow each other
-                spelled, uri = row.source, uri_of(row.source)
+                try:
+                    spelled, uri = row.source, uri_of(row.source)
+                except InputError as error:
+                    raise InputError(f"{name}: row {number} names {row.source!r}; {error}") from None
                 hashed = _hash(uri)
             line = record(AnnotationRow(uri, row.key, row.text))
             try:

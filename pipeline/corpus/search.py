@@ -23,7 +23,7 @@ from pipeline.records import MISSING, SourceObject
 from pipeline.storage import ObjectInfo, Store, Unlisted, local_path, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from pipeline.config import StorageConfig
     from pipeline.records import ImagePolicy
@@ -119,6 +119,13 @@ class Search:
                 f"{shown(next(iter(uris), ''))}. table.source=COLUMN chooses the column that names them"
             )
         return found
+
+    def existing(self, uris: Iterable[str]) -> dict[str, SourceObject]:
+        """Those of the objects that are there, by URI."""
+        places = {uri: self._split(uri) for uri in uris}
+        known = self._look_up(list(places.values()))
+        found = {uri: known.get((store.root, key)) for uri, (store, key) in places.items()}
+        return {uri: source_of(places[uri][0], info) for uri, info in found.items() if info is not None}
 
     def _list_file(self, text: str, depth: int) -> list[SourceObject]:
         store, key = self._split(text)

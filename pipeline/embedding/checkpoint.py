@@ -185,24 +185,29 @@ def _from_store(uri: str, storage: StorageConfig) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Files of the weights.
+    """Files of the weights that transformers loads from a folder: others, such as `model.fp16.safetensors` beside them, do not count.
 
     Raises:
         CheckpointError: there are none, or not all that the index names.
     """
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
-    if indexes:
-        names = sorted(set(json.loads(indexes[0].read_bytes())["weight_map"].values()))
+    if (single := folder / "model.safetensors").is_file():
+        return [single]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index} cannot be read as an index of weights: {error!r}") from None
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise CheckpointError(
                 f"checkpoint {folder} lacks {len(missing)} of {len(names)} files, such as {missing[0]}"
             )
         return [folder / name for name in names]
-    if not (found := sorted(folder.glob("*.safetensors"))):
-        others = sorted(path.name for path in folder.glob("*.bin"))
-        there = f"; {others[0]} is pickle, which is not read: convert it to safetensors" if others else ""
-        raise CheckpointError(f"checkpoint {folder} has no weights as safetensors{there}")
-    return found
+    if pickles := sorted(path.name for path in folder.glob("*.bin")):
+        there = f"{pickles[0]} is pickle, which is not read: convert it to safetensors"
+    else:
+        there = f"there are {', '.join(sorted(path.name for path in folder.iterdir())[:10]) or 'no files'}"
+    raise CheckpointError(f"checkpoint {folder} has no {single.name}, and no index of its parts; {there}")
 
 
 def hash_weights(folder: Path) -> str:

@@ -103,11 +103,10 @@ class _Import:
         unknown = self._unknown(keys, needed)
         for text, tensors in self._table.rows():
             self._check_values(described, text, tensors)
-        if len(unknown) == len(keys):
+        if check_set(self._store, described) is None and len(unknown) == len(keys):
             raise InputError(
-                f"{self._request.table}: none of its {len(keys)} rows is of snapshot {self._report.snapshot}"
+                f"{self._request.table}: expected rows that snapshot {self._report.snapshot} needs, got {len(keys)} others; no set was made"
             )
-        check_set(self._store, described)
         report, versions = self._report, SetVersions(self._store, described.name)
         report.tensors = {name: str(kind) for name, kind in described.tensors.items()}
         done = set(packed_array(versions.keys_done()))

@@ -69,7 +69,9 @@ def _evaluate(
     fvd: str,
     news: Callable[[str], None],
 ) -> dict[str, Any]:
-    shards = resolve_inputs(job.inputs, job.storage, passed_over := PassedOver(), job.images.policy, tables)
+    shards = resolve_inputs(
+        job.inputs, job.storage, passed_over := PassedOver(), job.images.policy, tables, job.member_rule
+    )
     if job.strict:
         passed_over.refuse()
     if passed_over:

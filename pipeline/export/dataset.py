@@ -99,7 +99,7 @@ class PublishedRows:
             for item, row in zip(items, self._dataset.rows_of(number, places), strict=True):
                 if row.latent is None or row.id != item.id:
                     raise InputError(f"{self.source.uri}: expected row {item.id}, found {row.id}; run the export again")
-                yield Latent(row.latent, row.logvar, row.i2v_cond, row.columns.get(FIRST_FRAME))
+                yield Latent(row.latent, row.logvar, row.i2v_cond, row.columns.get(FIRST_FRAME), row.members)
 
     def close(self) -> None:
         """Closes open files."""

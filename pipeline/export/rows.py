@@ -79,14 +79,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Latent:
-    """Tensors `CTHW` of one row in their stored type. `logvar`: only where the output has moments. `cond`, `first_frame` (an image file):
-    where they were asked for.
+    """Tensors `CTHW` of one row in their stored type. `logvar`: only where the output has moments. `cond`, `first_frame` (an image file),
+    `members` (paired videos by name): where they were asked for.
     """
 
     mean: Tensor
     logvar: Tensor | None = None
     cond: Tensor | None = None
     first_frame: bytes | None = field(default=None, repr=False)
+    members: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Rows(Protocol):

@@ -15,6 +15,7 @@ from pipeline.errors import InputError, OutputError
 from pipeline.export.journal import Journal, Part, write_flushed
 from pipeline.export.target import Folder, Sample
 from pipeline.export.values import converted
+from pipeline.records import is_mask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -265,7 +266,11 @@ def _samples(rows: Rows, target: Target, part_rows: list[Row]) -> Iterator[Sampl
         texts = {} if target.texts is None else target.texts.tensors(row)
         latent = converted(stored.mean, target.dtype, spec, row.id)
         cond = None if stored.cond is None else converted(stored.cond, target.dtype, cond_spec, row.id)
-        yield Sample(row, latent, stored.logvar, texts, cond, stored.first_frame)
+        members = {
+            name: converted(values, target.dtype, None if is_mask(name) else spec, row.id)
+            for name, values in stored.members.items()
+        }
+        yield Sample(row, latent, stored.logvar, texts, cond, stored.first_frame, members)
 
 
 def _finish(target: Target, journal: Journal, report: Report) -> None:

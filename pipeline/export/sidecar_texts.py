@@ -64,7 +64,10 @@ class SidecarTexts:
     @property
     def facts(self) -> dict[str, Any]:
         """What all exports into one directory must share."""
-        sets = {part.name: f"{part.reader.described.fingerprint}.{part.tensor}" for part in self._parts}
+        # With its name: imported sets of one --about have one fingerprint.
+        sets = {
+            part.name: f"{part.reader.name} {part.reader.described.fingerprint} {part.tensor}" for part in self._parts
+        }
         return {"width": self.width, "dtype": self.dtype, "sidecars": sets}
 
     @functools.cached_property
@@ -72,7 +75,7 @@ class SidecarTexts:
         """Least and greatest number of tokens in the set. Reads the index of every file."""
         reader, tensor = self._main.reader, self._main.tensor
         found = [reader.place(position, tensor).shape[0] for position in reader.positions()]
-        return min(found), max(found)
+        return min(found, default=0), max(found, default=0)
 
     def position(self, row: Row) -> int | None:
         """0 if the sets have all tensors of a row, else None."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.errors import InputError
 from pipeline.export.texts import EMBEDDING, MASK
-from pipeline.format.stored import I2V_COND
+from pipeline.format.stored import I2V_COND, STORED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Sample:
     """A row with its tensors. `latent`, `logvar`, `cond`: `CTHW` as the target wants them; `texts`: the tensors of its text by name;
-    `first_frame`: an image file.
+    `first_frame`: an image file; `members`: paired videos by name, normalised as the latent, masks as they are.
     """
 
     row: Row
@@ -38,6 +38,7 @@ class Sample:
     texts: Mapping[str, Tensor] = field(default_factory=dict)
     cond: Tensor | None = None
     first_frame: bytes | None = field(default=None, repr=False)
+    members: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +97,17 @@ class Target(ABC):
 
     def notices(self) -> list[str]:
         """What the user should know of this export."""
+        left = [name for name in self.source.stored if name not in (*STORED, *self.others)]
+        hint = f"paired videos are exported by wds, with --member {left[0]}={left[0]}.pt" if left else ""
+        found = [f"without {', '.join(left)}: {hint}"] if left else []
         if self.model.name not in self.takes_conditions or I2V_COND not in self.source.stored:
-            return []
+            return found
         if self.source.has_constants:
             return [
-                "rows have i2v_cond; image-to-video training of Wan 2.1 needs CLIP features as well, Wan 2.2 does not"
+                *found,
+                "rows have i2v_cond; image-to-video training of Wan 2.1 needs CLIP features as well, Wan 2.2 does not",
             ]
-        return [f"without i2v_cond, which {self.name} takes normalised: {self.source.network} has no constants"]
+        return [*found, f"without i2v_cond, which {self.name} takes normalised: {self.source.network} has no constants"]
 
     def check(self, row: Row) -> None:  # noqa: B027 - most targets take every row
         """Raises InputError for a row that the trainer could not read."""

@@ -2,6 +2,7 @@
 
 A member is `CONTENT=SUFFIX`: `latent=latent.pt` puts the latent into `{id}.latent.pt`. The last extension decides the form: `.pt` and
 `.pth` (`torch.save` of a plain tensor), `.npy`, `.json`, `.txt`, and `.webp`, `.png` of the first frame.
+Paired videos have the content of their name: `control=control.pt`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pipeline.export.tar_part import saved, tar_file
 from pipeline.export.target import Target, tokens_only
 from pipeline.export.texts import EMBEDDING
 from pipeline.export.values import DTYPES, converted
-from pipeline.format.stored import FIRST_FRAME, I2V_COND, OPTIONAL
+from pipeline.format.stored import FIRST_FRAME, I2V_COND, LATENT, LOGVAR, OPTIONAL, STORED
 from pipeline.format.tensors import image_suffix
 
 if TYPE_CHECKING:
@@ -70,14 +71,15 @@ class Wds(Target):
         if dtype is not None and dtype not in DTYPES:
             raise ConfigError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
         self.dtype = dtype
-        self.members = [_member(text) for text in members]
+        paired = [name for name in source.stored if name not in STORED]
+        self.members = [_member(text, paired) for text in members]
         suffixes = [suffix for _, suffix in self.members]
         if twice := [suffix for suffix in suffixes if suffixes.count(suffix) > 1]:
             raise ConfigError(f"--member: {twice[0]} is given twice")
         contents = {content for content, _ in self.members}
         if "logvar" in contents and not moments:
             raise ConfigError("--member logvar: the output has no log-variance; encode with --moments")
-        for name in self.others:
+        for name in (name for name in OPTIONAL if name in contents):
             if name not in source.stored:
                 raise ConfigError(f"--member {name}: the output does not store it; encode with --store {name}")
         if "logvar" in contents and model.normalize:
@@ -94,7 +96,8 @@ class Wds(Target):
     def others(self) -> tuple[str, ...]:
         """Those of the members."""
         contents = {content for content, _ in self.members}
-        return tuple(name for name in OPTIONAL if name in contents)
+        stored = [name for name in self.source.stored if name not in (LATENT, LOGVAR)]
+        return tuple(name for name in stored if name in contents)
 
     def settings(self) -> dict[str, Any]:
         """Also the members."""
@@ -146,6 +149,8 @@ class Wds(Target):
             return sample.latent
         if content == I2V_COND and sample.cond is not None:
             return sample.cond
+        if content in sample.members:
+            return sample.members[content]
         if content == "logvar":
             if sample.logvar is None:
                 raise InputError(f"row {sample.row.id} has no log-variance; encode with --moments")
@@ -185,12 +190,13 @@ def described(row: Row) -> dict[str, Any]:
     return {**{name: getattr(row, name) for name in names}, "shape": list(row.shape)}
 
 
-def _member(text: str) -> tuple[str, str]:
+def _member(text: str, paired: Sequence[str]) -> tuple[str, str]:
     content, equals, suffix = text.partition("=")
-    forms = FORMS.get(content.partition(".")[0])
+    known = {**FORMS, **dict.fromkeys(paired, TENSORS)}
+    forms = known.get(content.partition(".")[0])
     if forms is None or not equals or ("." in content and not content.startswith("text.")):
         raise ConfigError(
-            f"--member: expected CONTENT=SUFFIX with {', '.join(FORMS)} or text.NAME as content, got {text!r}"
+            f"--member: expected CONTENT=SUFFIX with {', '.join(known)} or text.NAME as content, got {text!r}"
         )
     if suffix.rpartition(".")[2] not in forms or suffix.startswith(".") or "/" in suffix:
         raise ConfigError(

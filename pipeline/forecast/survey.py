@@ -14,9 +14,9 @@ from pipeline.engine.decoders.losses import Restarted
 from pipeline.engine.decoders.sample_stream import SampleStream
 from pipeline.errors import AccessError, ConfigError, LatheError, NotFound, SourceChanged, SourceRefused
 from pipeline.forecast.totals import Forecast, ForecastTotals, LatentSize
-from pipeline.format.stored import TENSOR_COLUMNS, stored_names
+from pipeline.format.stored import is_tensor, stored_names
 from pipeline.format.tensors import STORAGE_TYPES
-from pipeline.records import OpenedVideo, Reject
+from pipeline.records import OpenedVideo, Reject, is_mask
 from pipeline.video.clips import resolve_rules
 from pipeline.video.image_rules import with_images
 
@@ -50,12 +50,15 @@ def forecast_job(job: EncodeJob) -> Forecast:
         )
     rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
     rules = with_images(rules, job.images, job.clips, spec.network)
+    store = (*job.write.store, *job.member_rule.names)
     latent = LatentSize(
         channels=spec.latent_channels,
         bytes_per_element=STORAGE_TYPES[job.write.dtype].num_bytes,
         time_stride=spec.time_stride,
         space_stride=spec.space_stride,
-        tensors=sum(name in TENSOR_COLUMNS for name in stored_names(moments=job.write.moments, store=job.write.store)),
+        tensors=sum(
+            is_tensor(name) and not is_mask(name) for name in stored_names(moments=job.write.moments, store=store)
+        ),
         lead_frames=spec.lead_frames,
     )
     totals = ForecastTotals(rules, latent)
@@ -68,7 +71,9 @@ def forecast_job(job: EncodeJob) -> Forecast:
         return True
 
     with job_annotations(job) as tables:
-        shards = resolve_inputs(job.inputs, job.storage, passed_over := PassedOver(), job.images.policy, tables)
+        shards = resolve_inputs(
+            job.inputs, job.storage, passed_over := PassedOver(), job.images.policy, tables, job.member_rule
+        )
         if job.strict:
             passed_over.refuse()
         with SampleStream(

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipeline.errors import BuildError
-from pipeline.format.stored import FIRST_FRAME, I2V_COND, LATENT, LOGVAR, TENSOR_COLUMNS, stored_names
+from pipeline.format.stored import (
+    FIRST_FRAME,
+    I2V_COND,
+    LATENT,
+    LOGVAR,
+    is_tensor,
+    stored_names,
+    tensor_column,
+    tensor_shape,
+)
 from pipeline.format.tensors import Payload, image_payload, payload
 from pipeline.records import Bucket, LatentClip
 
@@ -93,10 +102,10 @@ def parquet_schema(*, moments: bool, store: Collection[str] = ()) -> pa.Schema:
     """The file's columns: `id`, the tensor triplets, the first frame, then `SCALARS`. `store`: as `write.store`."""
     columns = [pa.field("id", _TEXT, nullable=False)]
     for stored in stored_names(moments=moments, store=store):
-        if stored not in TENSOR_COLUMNS:
+        if not is_tensor(stored):
             columns.append(pa.field(stored, pa.binary(), nullable=False))
             continue
-        name = TENSOR_COLUMNS[stored]
+        name = tensor_column(stored)
         columns += [
             pa.field(f"{name}_bytes", pa.binary(), nullable=False),
             pa.field(f"{name}_shape", pa.list_(_INT), nullable=False),
@@ -132,6 +141,7 @@ def latent_row(
     tensors = {name: payload(array, storage or clip.dtype) for name, array in arrays.items() if array is not None}
     if clip.first_frame is not None:
         tensors[FIRST_FRAME] = image_payload(clip.first_frame)
+    tensors |= {name: payload(clip.members[name], storage or clip.dtype) for name in sorted(clip.members)}
     if tuple(tensors) != (wanted := stored_names(moments=moments, store=store)):
         got = ", ".join(tensors)
         raise BuildError(
@@ -161,10 +171,12 @@ def _check_shape(clip: LatentClip, spec: dict[str, Any]) -> None:
         ("latent", clip.latent_CTHW),
         ("log-variance", clip.logvar_CTHW),
         ("i2v_cond", clip.cond_CTHW),
+        *clip.members.items(),
     ):
-        if array is not None and tuple(array.shape) != expected:
+        wanted_shape = tensor_shape(name, expected)
+        if array is not None and tuple(array.shape) != wanted_shape:
             raise BuildError(
-                f"{name} of clip {clip.id} has shape {tuple(array.shape)}, expected {expected} "
+                f"{name} of clip {clip.id} has shape {tuple(array.shape)}, expected {wanted_shape} "
                 f"from {clip.num_frames} frames of {bucket.height}x{bucket.width}",
                 key=clip.sample.key,
                 stage="write",

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
-from pipeline.format.stored import LATENT, LOGVAR, OPTIONAL, TENSOR_COLUMNS
+from pipeline.format.stored import LATENT, LOGVAR, is_tensor, tensor_shape
 from pipeline.format.tensors import Span
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ INDEX_SCHEMA = pa.schema(
 
 
 def index_schema(others: Sequence[str]) -> pa.Schema:
-    """Columns of an index of rows that also store `others`, names of `format.stored.OPTIONAL`."""
+    """Columns of an index of rows that also store `others`, names of `format.stored` but latent and log-variance."""
     fields = [
         pa.field(f"{name}_{part}", kind, nullable=False)
         for name in others
@@ -107,15 +107,16 @@ class IndexRow:
                 Span(self.id, self.logvar_offset, self.logvar_length, self.dtype, self.logvar_hash, self.shape)
             )
         for place in self.others:
-            dtype = self.dtype if place.name in TENSOR_COLUMNS else None
-            found.append(Span(self.id, place.offset, place.length, dtype, place.hash, self.shape))
+            dtype = self.dtype if is_tensor(place.name) else None
+            shape = tensor_shape(place.name, self.shape)
+            found.append(Span(self.id, place.offset, place.length, dtype, place.hash, shape))
         return found
 
 
 def index_row(row: LatentRow, position: int, offsets: Mapping[str, int]) -> IndexRow:
     """The index entry of `row`, which is the `position`-th of its file. `offsets`: of what it stores, by name."""
     logvar = row.tensors.get(LOGVAR)
-    others = [(name, tensor) for name, tensor in row.tensors.items() if name in OPTIONAL]
+    others = [(name, tensor) for name, tensor in row.tensors.items() if name not in (LATENT, LOGVAR)]
     return IndexRow(
         id=row.id,
         row=position,
@@ -153,7 +154,7 @@ def read_index(data: bytes) -> tuple[list[IndexRow], dict[str, Any]]:
     """
     table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
     metadata = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"null"))
-    others = [name for name in OPTIONAL if f"{name}_offset" in table.column_names]
+    others = [name.removesuffix("_offset") for name in table.column_names[len(INDEX_SCHEMA) :: 3]]
     if table.column_names != (names := index_schema(others).names) or not isinstance(metadata, dict):
         raise ValueError(f"not a side index: has the columns {table.column_names}, expected {names}")
     return [_row(values, others) for values in table.to_pylist()], metadata

@@ -20,6 +20,8 @@ class Batch:
     num_tokens: latent patches of each latent (int64).
     is_image: whether all clips have one frame.
     i2v_cond: where the dataset was opened with it, the condition of each latent: shapes, device, type and normalisation as `latents`.
+    members: tensors of paired videos by name, where the dataset was opened with them: as `latents`; of masks `B 1 t h w`, from 0 to 1,
+        never normalised.
     metadata: of each row, where the dataset was opened with the column `metadata`, else empty. columns: the other ones,
         of `first_frame` the bytes of image files.
     sidecars: by set and name of the tensor, a tensor of each latent in its stored type and true shape, on the loader's device.
@@ -48,15 +50,16 @@ class Batch:
     cu_seqlens: list[torch.Tensor] = field(default_factory=list, repr=False)
     grid_sizes: list[torch.Tensor] = field(default_factory=list, repr=False)
     i2v_cond: torch.Tensor | list[torch.Tensor] | None = field(default=None, repr=False)
+    members: dict[str, torch.Tensor | list[torch.Tensor]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def device_tensors(self) -> list[torch.Tensor]:
         """Tensors that are on the loader's device."""
-        both = (self.latents, self.i2v_cond)
+        groups = (self.latents, self.i2v_cond, *self.members.values())
         latents = [
-            tensor for each in both for tensor in (each if isinstance(each, list) else [each]) if tensor is not None
+            tensor for each in groups for tensor in (each if isinstance(each, list) else [each]) if tensor is not None
         ]
         return [*latents, *(tensor for found in self.sidecars.values() for each in found.values() for tensor in each)]
 

@@ -75,7 +75,7 @@ def _of_captions(name: str) -> bool:
 
 def _texts(name: str, caption: str | None, columns: Mapping[str, Any]) -> list[str]:
     if name == "captions":
-        return list(columns["captions"])
+        return list(dict.fromkeys(columns["captions"]))  # a text may have several names
     if name.startswith(CAPTIONS):
         wanted = name[len(CAPTIONS) :]
         return [text for text, own in zip(*(columns[each] for each in NAMED), strict=True) if own == wanted]

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pipeline.config import StorageConfig
 from pipeline.errors import ConfigError, InputError
 from pipeline.format.columns import SCALARS
-from pipeline.format.stored import OPTIONAL
+from pipeline.format.stored import LATENT, LOGVAR, OPTIONAL
 from pipeline.ledger.addresses import open_output
 from pipeline.ledger.snapshots import published_copies
 from pipeline.ledger.summaries import Summaries
@@ -62,15 +62,17 @@ class LatentDataset:
     ) -> None:
         """Use `open`."""
         columns, threads = texts("columns", columns), integer("threads", threads, 1)
-        if unknown := [name for name in columns if name not in (*SCALARS, *OPTIONAL)]:
-            raise ConfigError(f"columns: no column {unknown[0]}; there are {', '.join((*SCALARS, *OPTIONAL))}")
         if not len(files):
             raise InputError(f"{store.root} has no row{'' if snapshot is None else f' in snapshot {snapshot}'}")
         self.store, self.files, self.snapshot, self.where = store, files, snapshot, where
         self.columns = tuple(name for name in columns if name in SCALARS)
         self.spec = DatasetSpec.from_metadata(file_metadata(store, files.value("key", 0)))
-        self.others = tuple(name for name in OPTIONAL if name in columns)
-        if lacking := [name for name in self.others if name not in self.spec.stored]:
+        there = [name for name in self.spec.stored if name not in (LATENT, LOGVAR)]
+        known = (*SCALARS, *OPTIONAL, *(name for name in there if name not in OPTIONAL))
+        if unknown := [name for name in columns if name not in known]:
+            raise ConfigError(f"columns: no column {unknown[0]}; there are {', '.join(known)}")
+        self.others = tuple(name for name in there if name in columns)
+        if lacking := [name for name in columns if name in OPTIONAL and name not in there]:
             raise ConfigError(f"columns: {store.root} does not store {lacking[0]}; encode with --store {lacking[0]}")
         self.takedowns = Takedowns()
         self._start()
@@ -100,8 +102,8 @@ class LatentDataset:
             uri: the output.
             snapshot: its number, or `latest`.
             where: SQL expression over the columns of docs/formats.md and keys of the metadata, `"fps >= 24 and metadata.aesthetic > 5"`.
-            columns: scalar columns to read for each row, such as `metadata`; `first_frame` and `i2v_cond` where they are stored. Id,
-                caption and frames are there without.
+            columns: scalar columns to read for each row, such as `metadata`; `first_frame`, `i2v_cond` and paired videos where they
+                are stored. Id, caption and frames are there without.
             receipts: take what receipts name at present, not a snapshot; also of a build that still runs.
             fingerprint: first digits of the fingerprint to read, where there are several.
             storage: options of the object store.

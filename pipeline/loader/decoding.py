@@ -32,7 +32,7 @@ class Decoder:
         """Bytes of the values of a tensor, or of an image file."""
         if tensor in self._images:
             return index.length(row, tensor)
-        return prod(index.shape(row)) * self._kind.itemsize
+        return prod(index.shape(row, tensor)) * self._kind.itemsize
 
     def prepare(self, wanted: Iterable[Wanted]) -> None:
         """Lets `wanted` read the stored bytes; what their `view` was becomes `values`."""
@@ -45,7 +45,7 @@ class Decoder:
         """Fills `values` from the bytes that were read; the error if they are not such a tensor."""
         if item.values is None:
             return None
-        shape = item.index.shape(item.row)
+        shape = item.index.shape(item.row, item.tensor)
         try:
             found = decoded(item.view, self._storage, shape)
         except ValueError as error:

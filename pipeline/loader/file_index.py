@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
+from pipeline.format.stored import tensor_shape
 from pipeline.loader.open_files import with_files_closed
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class FileIndex:
     """Index of one data file. Rows are positions in the file. `stored`: names of what a row stores; tensors are numbers in this list."""
 
     def __init__(self, table: pa.Table, stored: Sequence[str]) -> None:
+        self._stored = stored
         self._texts = {name: _Texts(table[name].combine_chunks()) for name in TEXTS}
         self._frames = table["num_frames"].to_numpy()
         shapes = table["shape"].combine_chunks()
@@ -77,9 +79,9 @@ class FileIndex:
         """Id, caption or source of a row."""
         return self._texts[column][row]
 
-    def shape(self, row: int) -> tuple[int, ...]:
-        """C, t, h, w of the latent."""
-        return tuple(self._shapes[row].tolist())
+    def shape(self, row: int, tensor: int = 0) -> tuple[int, ...]:
+        """C, t, h, w of a tensor."""
+        return tensor_shape(self._stored[tensor], tuple(self._shapes[row].tolist()))
 
     def offset(self, row: int, tensor: int = 0) -> int:
         """First byte of a tensor in the file."""

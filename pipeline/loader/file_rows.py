@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from pipeline.format.stored import FIRST_FRAME, I2V_COND, LATENT, LOGVAR, OPTIONAL
+from pipeline.format.stored import FIRST_FRAME, I2V_COND, LATENT, LOGVAR, STORED
 from pipeline.loader.columns import read_columns
 from pipeline.loader.decoding import decoder_of
 from pipeline.loader.fetch import READ_BYTES, Wanted, spans_of
@@ -55,6 +55,7 @@ def rows_of_file(
                 logvar=found.get(LOGVAR),
                 columns={name: values[place] for name, values in columns.items()} | _image(found),
                 i2v_cond=found.get(I2V_COND),
+                members={name: tensor for name, tensor in found.items() if name not in STORED},
             )
 
 
@@ -65,7 +66,9 @@ def _image(found: dict[str, torch.Tensor]) -> dict[str, bytes]:
 def _kinds(dataset: LatentDataset) -> dict[str, int]:
     """Names of what is read of a row, and their numbers in the index."""
     return {
-        name: which for which, name in enumerate(dataset.spec.stored) if name not in OPTIONAL or name in dataset.others
+        name: which
+        for which, name in enumerate(dataset.spec.stored)
+        if name in (LATENT, LOGVAR) or name in dataset.others
     }
 
 
@@ -75,7 +78,7 @@ def _read(dataset: LatentDataset, number: int, index: FileIndex, positions: list
         {
             name: empty_tensor((index.length(position, which),), "uint8")
             if name == FIRST_FRAME
-            else empty_tensor(index.shape(position), dtype)
+            else empty_tensor(index.shape(position, which), dtype)
             for name, which in kinds.items()
         }
         for position in positions

@@ -71,7 +71,7 @@ class LatentLoader:
         dtype: torch.dtype | None = None,
         captions: str | Sequence[str] = ("caption",),
         caption_dropout: float = 0.0,
-        sidecars: str | Sequence[str] = (),
+        sidecars: str | Sequence[str] | Sequence[Sequence[str]] = (),
         missing_sidecars: Literal["error", "drop", "zero"] = "error",
         verify: Literal["auto", "always", "never"] = "auto",
         on_damage: Literal["stop", "replace"] = "stop",
@@ -104,11 +104,12 @@ class LatentLoader:
             crop: `Prefix(T)`.
             variants: `all`: each variant of a clip is a row. `draw`: each clip once in an epoch, a variant drawn anew each time. A name
                 (`base`, `flip`, `crop1`, …): that variant alone.
-            dtype: of `Batch.latents` and `Batch.i2v_cond`; by default as stored.
+            dtype: of `Batch.latents`, `Batch.i2v_cond` and `Batch.members`; by default as stored.
             captions: where they come from: `caption`, `captions` (all of a row), `captions.short` (by name), keys as `metadata.short`; one
                 is drawn in each epoch.
             caption_dropout: fraction of rows with an empty caption.
-            sidecars: sets of tensors to read with each row, `t5` (its newest version) or `t5@3`.
+            sidecars: sets of tensors to read with each row, `t5` (its newest version) or `t5@3`; a list of them for each dataset, whose
+                versions differ.
             missing_sidecars: a row without tensors is an error now, is left out of the order, or gets zeros; both are counted in `stats`.
             verify: hash of each tensor: `auto` checks what comes over a network or from the cache, and all with `on_damage="replace"`;
                 `always` checks everything, `never` nothing.
@@ -145,7 +146,7 @@ class LatentLoader:
         )  # fmt: skip
         self._stats = LoaderStats()
         self._datasets, joins = join_sidecars(
-            self._datasets, texts("sidecars", sidecars), missing_sidecars, CaptionRule(options.captions, caption_dropout), self._stats
+            self._datasets, sidecars, missing_sidecars, CaptionRule(options.captions, caption_dropout), self._stats
         )  # fmt: skip
         # Batches of local files are read by the threads that make them: more of these than cores hold each other up.
         remote = any(is_remote(dataset.store.root) for dataset in self._datasets)

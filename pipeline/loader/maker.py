@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.format.stored import FIRST_FRAME, I2V_COND
+from pipeline.format.stored import FIRST_FRAME, I2V_COND, LATENT, STORED, tensor_shape
 from pipeline.loader.batch import Batch
 from pipeline.loader.crops import Crop, Window
 from pipeline.loader.draws import key_of, whole
 from pipeline.loader.epoch import RowsOfBucket
 from pipeline.loader.rules import Pack
+from pipeline.records import is_mask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,7 +96,11 @@ class BatchMaker:
         others = dict(zip(reversed(self._dataset.others), reversed(blocks), strict=False))
         with self._values.copying():
             latents = self._latents(slots, blocks[: len(blocks) - len(others)], keys, packed=packed)
-            cond = self._latents(slots, [others[I2V_COND]], keys, packed=packed) if I2V_COND in others else None
+            more = {
+                name: self._latents(slots, [block], keys, packed=packed, name=name)
+                for name, block in others.items()
+                if name != FIRST_FRAME
+            }
         scalars = self._scalars_of(slots)
         metadata = [row.get("metadata") for row in scalars]
         frames = [self._buckets[slot.bucket].shape.frames for slot in slots]
@@ -122,7 +127,8 @@ class BatchMaker:
             step=batch.step,
             epoch=batch.epoch,
             columns={name: [row[name] for row in scalars] for name in self._dataset.columns if name != "metadata"},
-            i2v_cond=cond,
+            i2v_cond=more.get(I2V_COND),
+            members={name: more[name] for name in self._dataset.others if name not in STORED},
         )
         if FIRST_FRAME in others:
             made.columns[FIRST_FRAME] = [image.numpy().tobytes() for image in others[FIRST_FRAME].apart]
@@ -136,27 +142,27 @@ class BatchMaker:
         return made
 
     def _latents(
-        self, slots: list[Slot], blocks: list[Tensors], keys: list[int], *, packed: bool
+        self, slots: list[Slot], blocks: list[Tensors], keys: list[int], *, packed: bool, name: str = LATENT
     ) -> torch.Tensor | list[torch.Tensor]:
-        values = self._values
+        values, plain = self._values, name not in STORED and is_mask(name)
         if packed:
             found = []
             for i, slot in enumerate(slots):
-                mean, *logvar = [values.move(self._cut(slot, keys[i], part.part(i))) for part in blocks]
-                found.append(values.finish(mean, logvar[0] if logvar else None, keys[i : i + 1], 0))
+                mean, *logvar = [values.move(self._cut(slot, keys[i], part.part(i), name)) for part in blocks]
+                found.append(values.finish(mean, logvar[0] if logvar else None, keys[i : i + 1], 0, plain=plain))
             return found
-        mean, *logvar = [values.move(self._stacked(slots, keys, part)) for part in blocks]
-        return values.finish(mean, logvar[0] if logvar else None, keys, 1)
+        mean, *logvar = [values.move(self._stacked(slots, keys, part, name)) for part in blocks]
+        return values.finish(mean, logvar[0] if logvar else None, keys, 1, plain=plain)
 
-    def _stacked(self, slots: list[Slot], keys: list[int], part: Tensors) -> torch.Tensor:
+    def _stacked(self, slots: list[Slot], keys: list[int], part: Tensors, name: str) -> torch.Tensor:
         """One tensor of all slots: the block that they were read into, or copies of what a crop leaves of each."""
         if part.whole is not None:
             return part.whole
-        return self._reader.stacked([self._cut(*each) for each in zip(slots, keys, part.apart, strict=True)])
+        return self._reader.stacked([self._cut(*each, name) for each in zip(slots, keys, part.apart, strict=True)])
 
-    def _cut(self, slot: Slot, key: int, part: torch.Tensor) -> torch.Tensor:
+    def _cut(self, slot: Slot, key: int, part: torch.Tensor, name: str) -> torch.Tensor:
         """`C T h w` of a slot after the crop."""
-        latent = self._values.typed(part, slot.index.shape(slot.position))
+        latent = self._values.typed(part, tensor_shape(name, slot.index.shape(slot.position)))
         frames = self._buckets[slot.bucket].grid[0]
         more = latent.shape[1] - frames
         if self._crop is None or more == 0:

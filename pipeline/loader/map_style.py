@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 class LatentRows(Dataset[dict[str, Any]]):
     """Item i is the i-th row in file order: `id`, `caption` ("" if there is none), `bucket`, `num_frames`, `latent` (`C t h w` as stored),
-    `logvar` where moments are stored, and the columns of the dataset, also `i2v_cond` (a tensor) and `first_frame` (an image
-    file). Rows taken down later keep their numbers: make it anew to hide them.
+    `logvar` where moments are stored, and the columns of the dataset, also `i2v_cond` and paired videos (tensors) and
+    `first_frame` (an image file). Rows taken down later keep their numbers: make it anew to hide them.
     """
 
     def __init__(self, dataset: LatentDataset) -> None:
@@ -47,6 +47,6 @@ class LatentRows(Dataset[dict[str, Any]]):
             for place, row in zip(places.tolist(), self._dataset.rows_of(number, rows[places] - first), strict=True):
                 item = {"id": row.id, "caption": row.caption or "", "bucket": row.bucket, "num_frames": row.num_frames}
                 item |= {**row.columns, "latent": row.latent}
-                more = {"logvar": row.logvar, "i2v_cond": row.i2v_cond}
+                more = {"logvar": row.logvar, "i2v_cond": row.i2v_cond, **row.members}
                 found[place] = item | {name: tensor for name, tensor in more.items() if tensor is not None}
         return found

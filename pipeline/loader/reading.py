@@ -183,7 +183,7 @@ class BatchReader:
             return Tensors(None, [], [tensor for tensor, _ in taken], [view for _, view in taken])
         bounds = [0, *accumulate(sizes)]
         if alike:
-            shape = slots[0].index.shape(slots[0].position)
+            shape = slots[0].index.shape(slots[0].position, which)
             whole, view = self._taken((len(slots), *shape), KINDS[self._stored])
         else:
             whole, view = self._taken((bounds[-1],), BYTES)

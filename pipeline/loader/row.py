@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 class Row:
     """`latent`, `logvar` and `i2v_cond` are `C t h w` in the stored type, raw and unnormalised; None where tensors were not asked for,
     `logvar` where moments are not stored, `i2v_cond` unless the dataset was opened with it. `columns`: those that it was opened with;
-    `first_frame`, the bytes of an image file, only together with tensors.
+    `first_frame`, the bytes of an image file, only together with tensors. `members`: tensors of paired videos that it was opened with, by
+    name, like `latent`; masks `1 t h w`.
     """
 
     id: str
@@ -27,6 +28,7 @@ class Row:
     logvar: torch.Tensor | None = field(default=None, repr=False)
     columns: dict[str, Any] = field(default_factory=dict)
     i2v_cond: torch.Tensor | None = field(default=None, repr=False)
+    members: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
 
 def empty_tensor(shape: tuple[int, ...], dtype: str) -> torch.Tensor:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pipeline.errors import ConfigError, InputError
+from pipeline.loader import arguments
 from pipeline.loader.columns import read_columns
 from pipeline.loader.filter import digest_of_rows
 from pipeline.loader.open_files import OpenFiles
@@ -46,9 +47,15 @@ class Wanted(NamedTuple):
 
 
 def join_sidecars(
-    datasets: Sequence[LatentDataset], names: Sequence[str], missing: str, captions: CaptionRule, stats: LoaderStats
+    datasets: Sequence[LatentDataset],
+    sidecars: str | Sequence[str] | Sequence[Sequence[str]],
+    missing: str,
+    captions: CaptionRule,
+    stats: LoaderStats,
 ) -> tuple[list[LatentDataset], list[SidecarJoin]]:
     """The datasets with the rows that `missing` leaves, and a join for each. No sets: the datasets as they are, no joins.
+
+    `sidecars`: names of sets, or a list of names for each dataset, whose versions may differ.
 
     Raises:
         ConfigError: not a policy; a set twice; sets of several datasets that were made differently; no tensors of the empty caption.
@@ -57,19 +64,36 @@ def join_sidecars(
     """
     if missing not in MISSING:
         raise ConfigError(f"missing_sidecars: expected {', '.join(MISSING)}, got {missing!r}")
-    if not names:
+    each = _names_of_each(sidecars, len(datasets))
+    if not any(each):
         return list(datasets), []
-    plain = [split_version(name)[0] for name in names]
-    if len(set(plain)) < len(plain):
-        raise ConfigError(f"sidecars: expected each set once, got {list(names)}")
-    joins = [SidecarJoin(dataset, names, missing, captions, stats) for dataset in datasets]
-    for name in plain:
+    plain = [[split_version(name)[0] for name in names] for names in each]
+    if len(set(plain[0])) < len(plain[0]):
+        raise ConfigError(f"sidecars: expected each set once, got {list(each[0])}")
+    if any(sorted(other) != sorted(plain[0]) for other in plain):
+        raise ConfigError(f"sidecars: expected the same sets for every dataset, got {[list(names) for names in each]}")
+    joins = [
+        SidecarJoin(dataset, names, missing, captions, stats) for dataset, names in zip(datasets, each, strict=True)
+    ]
+    for name in plain[0]:
         prints = sorted({join.readers[name].described.fingerprint[:8] for join in joins})
         if len(prints) > 1:
             raise ConfigError(
                 f"sidecars: the sets {name} of the datasets were made differently, fingerprints {', '.join(prints)}"
             )
     return [join.dataset for join in joins], joins
+
+
+def _names_of_each(sidecars: str | Sequence[str] | Sequence[Sequence[str]], count: int) -> list[tuple[str, ...]]:
+    """Names of sets for each of `count` datasets."""
+    if not isinstance(sidecars, list | tuple) or not sidecars or isinstance(sidecars[0], str):
+        return [arguments.texts("sidecars", sidecars)] * count
+    found = [arguments.texts("sidecars", names) for names in sidecars]
+    if len(found) != count:
+        raise ConfigError(
+            f"sidecars: expected names, or a list of names for each of {count} datasets, got {sidecars!r}"
+        )
+    return found
 
 
 class SidecarJoin:

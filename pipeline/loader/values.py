@@ -97,10 +97,14 @@ class Values:
         """Bytes as a tensor of the stored type."""
         return block.view(self._stored).view(*shape)
 
-    def finish(self, mean: torch.Tensor, logvar: torch.Tensor | None, keys: Sequence[int], axis: int) -> torch.Tensor:
-        """Values for training from stored ones. `axis`: of the channels; 1 with a batch, then `keys` has a draw for each of it."""
-        if logvar is None and self._constants is None and self._dtype == mean.dtype:
-            return mean
+    def finish(
+        self, mean: torch.Tensor, logvar: torch.Tensor | None, keys: Sequence[int], axis: int, *, plain: bool = False
+    ) -> torch.Tensor:
+        """Values for training from stored ones. `axis`: of the channels; 1 with a batch, then `keys` has a draw for each of it.
+        `plain`: only the type is changed.
+        """
+        if logvar is None and (plain or self._constants is None):
+            return mean.to(self._dtype)
         values = mean.to(self._torch.float32)
         if logvar is not None:
             shape = logvar.shape[axis:]

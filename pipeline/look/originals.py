@@ -15,7 +15,7 @@ from pipeline.config import DecodeConfig
 from pipeline.errors import AccessError, BadDataError, InputError, LatheError, SourceChanged, StorageUnavailable
 from pipeline.format.columns import storable
 from pipeline.reader import ShardReader
-from pipeline.records import ImageRules, Sample, Shard, SourceObject, is_mirrored
+from pipeline.records import ImageRules, MemberRule, Sample, Shard, SourceObject, is_mirrored
 from pipeline.storage import stat_uri
 from pipeline.video.clips import frames_on_screen
 from pipeline.video.decode.container import measure
@@ -57,6 +57,7 @@ class Originals:
             self._storage,
             max_video_bytes=limits.max_video_bytes,
             images="skip" if images is None else images.policy,
+            members=_members(clip),
         ) as reader:
             video = open_media(_sample(reader, clip, facts, limits).encoded_video, limits, images)
             try:
@@ -82,6 +83,11 @@ class Originals:
 def _limits(clip: StoredClip) -> DecodeConfig:
     """The policies with which the clip was decoded. Limits of size change no pixel and are not recorded; defaults are used."""
     return DecodeConfig(**clip.receipt.fingerprint_parts["policies"])
+
+
+def _members(clip: StoredClip) -> MemberRule:
+    """The rule of paired videos of a tar, which decides keys. Of plain files the main one alone is read."""
+    return MemberRule.of(clip.receipt.fingerprint_parts) if clip.receipt.shard.kind == "tar" else MemberRule()
 
 
 def _images(clip: StoredClip) -> ImageRules | None:

@@ -18,6 +18,7 @@ import numpy as np
 from pipeline.config import DrillConfig, WriteConfig
 from pipeline.errors import LatheError
 from pipeline.format.layout import COMPACTED
+from pipeline.format.stored import OPTIONAL
 from pipeline.ledger.copies import dropped_row
 from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.operate.stored_rows import fetch
@@ -150,13 +151,14 @@ class CompactionWriter:
         return Compacted(shard_id, written, tuple(parts))
 
     def _writer(self, group: Group, shard_id: str, stored: StoredFile, folder: Path) -> ShardWriter:
-        about = stored.metadata
+        about, columns = stored.metadata, stored.stored
         config = WriteConfig(
             format=about["container"],
             dtype=about["latent"]["dtype"],
             compression=about["latent"].get("compression", "none"),
             file_bytes=WHOLE_FILE_BYTES,
-            **stored.stored,
+            moments=columns["moments"],
+            store=[name for name in columns["store"] if name in OPTIONAL],
         )
         writer = ShardWriter(
             self._store,
@@ -168,6 +170,7 @@ class CompactionWriter:
             metadata={name: value for name, value in about.items() if name not in MADE_BY_WRITER},
             layout=self._layout,
             drill=self._drill,
+            members=[name for name in columns["store"] if name not in OPTIONAL],
         )
         self._writers.append(writer)
         return writer

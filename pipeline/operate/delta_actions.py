@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.format.columns import parquet_schema
 from pipeline.format.stored import OPTIONAL
 from pipeline.ledger.manifest import release_memory
+from pipeline.records import MemberRule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -100,7 +101,7 @@ def metadata(first: Snapshot) -> dict[str, Any]:
     return {
         "id": str(uuid.UUID(hashlib.blake2b(first.to_json(), digest_size=16).hexdigest())),
         "format": {"provider": "parquet", "options": {}},
-        "schemaString": json.dumps(_delta_schema()),
+        "schemaString": json.dumps(_delta_schema(first)),
         "partitionColumns": [],
         "configuration": CONFIGURATION,
         "createdTime": milliseconds(first.created),
@@ -153,9 +154,12 @@ def _upper(value: Any) -> Any:
     return f"{value[:PREFIX_CHARS]}~" if isinstance(value, str) and len(value) > PREFIX_CHARS else value
 
 
-def _delta_schema() -> dict[str, Any]:
-    """Delta schema with all columns of any Parquet file of an output; columns that a file lacks are null."""
-    return {"type": "struct", "fields": list(_fields(parquet_schema(moments=True, store=OPTIONAL)))}
+def _delta_schema(first: Snapshot) -> dict[str, Any]:
+    """Delta schema with all columns of any Parquet file of an output; columns that a file lacks are null. Of paired videos those
+    of `first`.
+    """
+    paired = {name for part in first.fingerprints.values() for name in MemberRule.of(part.parts).names}
+    return {"type": "struct", "fields": list(_fields(parquet_schema(moments=True, store=(*OPTIONAL, *paired))))}
 
 
 def _fields(schema: pa.Schema) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 from pipeline.errors import NotFound
 from pipeline.format.codec import is_plain
 from pipeline.format.index import INDEX_SCHEMA, METADATA_KEY
-from pipeline.format.stored import OPTIONAL
 from pipeline.format.tensors import STORAGE_TYPES
 from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.manifest import packed_stats, read_batches, release_memory, sort_order
@@ -39,7 +38,6 @@ NAMED = 3  # offenders named in a message
 LISTED_AT_ONCE = 8192  # objects compared with the manifest in one step
 WORKERS = 16  # where each read waits for a network
 READ = ["key", "bytes", "sha256", "index_key", "index_sha256", "file_rows", "hidden", "shard_id"]
-INDEX_WIDTHS = [len(INDEX_SCHEMA) + 3 * others for others in range(len(OPTIONAL) + 1)]  # columns
 TAIL_BYTES = 32 * 1024  # one request reads most footers
 PARQUET_END = 8  # length of the footer, magic
 MAGIC = b"PAR1"
@@ -202,7 +200,8 @@ def _index(row: dict[str, Any], data: bytes) -> tuple[pq.ParquetFile | None, str
     footer = index.metadata
     if footer.num_rows != row["file_rows"]:
         return None, f"it has {footer.num_rows} rows, expected {row['file_rows']}"
-    if footer.num_columns not in INDEX_WIDTHS or not footer.num_row_groups or _leaf(footer, "dtype", 0) is None:
+    more, odd = divmod(footer.num_columns - len(INDEX_SCHEMA.names), 3)  # of what else is stored
+    if more < 0 or odd or not footer.num_row_groups or _leaf(footer, "dtype", 0) is None:
         return (
             None,
             f"it has the columns {index.schema_arrow.names}, expected {INDEX_SCHEMA.names} and those of what `write.store` adds",

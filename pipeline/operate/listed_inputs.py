@@ -30,7 +30,7 @@ def list_shards(job: EncodeJob, annotations: Annotations, passed_over: PassedOve
         InputError, ConfigError, AccessError: as `resolve_inputs`.
         StorageUnavailable: the store failed.
     """
-    shards = resolve_inputs(job.inputs, job.storage, passed_over, job.images.policy, annotations)
+    shards = resolve_inputs(job.inputs, job.storage, passed_over, job.images.policy, annotations, job.member_rule)
     if not job.clips.in_spans:
         return shards
     with ThreadPoolExecutor(WORKERS, thread_name_prefix="spans") as pool:

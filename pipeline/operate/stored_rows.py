@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import NotFound, OutputError
 from pipeline.format.columns import METADATA_MEMBER, SCALARS, LatentRow, parquet_schema
 from pipeline.format.index import METADATA_KEY, read_index
-from pipeline.format.stored import stored_names
+from pipeline.format.stored import stored_names, tensor_shape
 from pipeline.format.tensors import Payload, SpanChecker, image_payload
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ class StoredFile:
                 raise OutputError(f"{self.path.name} has another row than {row.id} at position {row.row}")
             if row.row in left_out:
                 continue
-            tensors = dict(zip(names, (_payload(content, row, span) for span in row.spans()), strict=True))
+            spans = zip(names, row.spans(), strict=True)
+            tensors = {name: _payload(content, tensor_shape(name, row.shape), span) for name, span in spans}
             yield LatentRow(row.id, (first + row.row, 0), row.num_frames, tensors, values)
 
 
@@ -155,6 +156,6 @@ def _members(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.load(content)
 
 
-def _payload(content: np.ndarray, row: IndexRow, span: Span) -> Payload:
+def _payload(content: np.ndarray, shape: tuple[int, ...], span: Span) -> Payload:
     data = content[span.offset : span.offset + span.length].data
-    return image_payload(data) if span.dtype is None else Payload(data, row.shape, span.dtype, span.hash)
+    return image_payload(data) if span.dtype is None else Payload(data, shape, span.dtype, span.hash)

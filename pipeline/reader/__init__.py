@@ -5,7 +5,7 @@ Takes a `Shard`, yields `Sample | Reject` in the same order on every read, and c
 archives are only used as keys, never as paths.
 
 - `tar_stream`, `hashed_stream`, `spool`: a tar read forward; hash of the bytes read; encoded videos in memory or temporary files
-- `member_names`, `key_group`, `grouping`: keys of members; members of one key; members as samples
+- `member_names`, `key_group`, `grouping`, `pairing`: keys of members; members of one key; members as samples; paired videos
 - `sidecars`, `texts`, `text_encoding`: texts beside plain videos; captions and JSON made storable; their character encoding
 - `annotations`, `spans`: rows of tables and annotated spans put onto samples
 - `single_byte`, `east_asian`, `letter_statistics`: readings of bytes in an encoding, scored by the letters of its languages
@@ -16,18 +16,19 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import AccessError, NotFound, SourceChanged, StorageUnavailable
 from pipeline.reader.grouping import Grouper, count
 from pipeline.reader.hashed_stream import HashedStream
 from pipeline.reader.key_group import Video, sample_of
 from pipeline.reader.member_names import TEXT_EXTENSIONS, member_name, why_skipped
+from pipeline.reader.pairing import plain_fault
 from pipeline.reader.sidecars import read_sidecars
 from pipeline.reader.spool import Spool
 from pipeline.reader.tar_stream import CutShort, Damage, Member, TarStream
 from pipeline.reader.texts import TEXT_BYTES, Caption, Metadata, parse_caption, parse_metadata
-from pipeline.records import MAYBE_STILL, MISSING, Reject, Sample
+from pipeline.records import MAYBE_STILL, MISSING, MemberRule, MemberVideo, Reject, Sample, SourceObject
 from pipeline.storage import is_remote, locate, open_source, open_store
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from pipeline.config import StorageConfig
     from pipeline.reader.member_names import MemberName
-    from pipeline.records import ImagePolicy, Shard, SourceObject
+    from pipeline.records import ImagePolicy, MemberObject, Shard
     from pipeline.storage import ReadStream
 
 MiB = 1024 * 1024
@@ -49,9 +50,11 @@ def read_samples(
     max_video_bytes: int,
     counters: dict[str, int] | None = None,
     images: ImagePolicy = "skip",
+    members: MemberRule | None = None,
 ) -> Iterator[Sample | Reject]:
     """Like `ShardReader`, but releases each sample when the next is requested."""
-    with ShardReader(shard, config, max_video_bytes=max_video_bytes, counters=counters, images=images) as reader:
+    options: dict[str, Any] = {"counters": counters, "images": images, "members": members}
+    with ShardReader(shard, config, max_video_bytes=max_video_bytes, **options) as reader:
         for item in reader:
             yield item
             if isinstance(item, Sample):
@@ -61,7 +64,7 @@ def read_samples(
 class ShardReader:
     """Iterator over a shard, once. `release` a sample when its video is no longer needed; `close` at the end, from any thread.
 
-    `images`: whether members of tars that are images by their names are samples.
+    `images`: whether members of tars that are images by their names are samples. `members`: which videos are paired.
 
     `counters` is filled while reading: slug -> number (`skipped_appledouble`, `resynced_headers`, `reopened_keys`, …).
 
@@ -85,12 +88,13 @@ class ShardReader:
         counters: dict[str, int] | None = None,
         unread: Callable[[SourceObject, Exception], bool] | None = None,
         images: ImagePolicy = "skip",
+        members: MemberRule | None = None,
     ) -> None:
         self.counters: dict[str, int] = {} if counters is None else counters
         self._shard = shard
         self._config = config
         self._max_video_bytes = max_video_bytes
-        self._images = images
+        self._images, self._rule = images, members or MemberRule()
         self._spool = Spool(config.spool_bytes)
         self._unread = unread
         self.digests: dict[str, str] = {}  # of a tar, once it is read: URI -> BLAKE2b-128 in hex of the object's bytes
@@ -128,9 +132,10 @@ class ShardReader:
             yield item
 
     def release(self, sample: Sample) -> None:
-        """Deletes the temporary file of `sample`, if it has one. Other files are never touched."""
-        if isinstance(sample.video, str):
-            self._spool.drop(sample.video)
+        """Deletes the temporary files of `sample`, if it has any. Other files are never touched."""
+        for video in (sample.video, *(member.video for member in sample.members)):
+            if isinstance(video, str):
+                self._spool.drop(video)
 
     def close(self) -> None:
         """Ends reading and deletes temporary files."""
@@ -151,7 +156,7 @@ class ShardReader:
 
     def _read_tar(self) -> Iterator[Sample | Reject]:
         (source,) = self._shard.objects
-        grouper = Grouper(source.uri, self.counters)
+        grouper = Grouper(source.uri, self.counters, self._rule, self._forget)
         with HashedStream(self._open(source)) as stream:
             for item in TarStream(stream, self.counters):
                 if isinstance(item, Damage):
@@ -303,6 +308,8 @@ class ShardReader:
         if source.size > self._max_video_bytes:
             message = f"{source.size} bytes, the limit is {self._max_video_bytes}"
             return Reject(key, "read", "too_large", message, policy=True, uri=source.uri)
+        if self._rule and (fault := plain_fault(source, self._rule, self._max_video_bytes)) is not None:
+            return Reject(key, "read", *fault, uri=source.uri)
         sidecars = read_sidecars(source, self._config, lambda: count(self.counters, "unreadable_texts"))
         self._received(sum(len(data) for _, data in sidecars))
         texts = [_parsed(suffix.rpartition(".")[2].lower(), data, len(data)) for suffix, data in sidecars]
@@ -314,7 +321,12 @@ class ShardReader:
         metadata = next((text for text in texts if isinstance(text, Metadata)), Metadata())
         video = self._file(source)
         bare = Sample(key, index, source.uri, video, extension, span=(0, source.size), source_index=0)
+        bare = replace(bare, members=tuple(self._member_file(member) for member in source.members))
         return sample_of(replace(bare, file_name=_printable(file_name)), captions, metadata)
+
+    def _member_file(self, member: MemberObject) -> MemberVideo:
+        video = self._file(SourceObject(member.uri, member.size, member.etag))
+        return MemberVideo(member.name, video, _printable(member.uri.rpartition("/")[2]))
 
     def _file(self, source: SourceObject) -> bytes | str:
         """Path of a local file, after a check that it can be read and is the one listed; bytes or a temporary copy of a remote one."""

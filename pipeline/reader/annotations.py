@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.reader.spans import MOST_SPANS, listed_captions, spans_of, spans_of_rows
-from pipeline.reader.texts import Metadata, caption_text, distinct, parse_metadata
+from pipeline.reader.texts import Caption, Metadata, caption_text, distinct, parse_metadata
 from pipeline.records import Reject, Sample
 from pipeline.records.annotation_rows import unpacked
 
@@ -109,7 +109,7 @@ def _warnings(rows: list[Metadata]) -> list[str]:
 
 def _merged(sample: Sample, row: Metadata) -> Sample:
     own = distinct(row.captions)
-    captions = (*own, *(each for each in sample.named_captions if each[1] not in {text for _, text in own}))
+    captions = distinct(Caption(text, name=name) for name, text in (*own, *sample.named_captions))
     warnings = tuple(dict.fromkeys([*sample.warnings, *_warnings([row])]))
     metadata = {**sample.metadata, **row.values}
     caption = captions[0][1] if captions else None

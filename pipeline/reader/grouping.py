@@ -8,6 +8,8 @@ Takes named members with their contents in archive order; yields `Sample`s and `
 - Of several videos that differ only in the extension (`a.mp4`, `a.webm`) the best one is taken, the others are rejected as `extra_video`.
 - If the job encodes images, a key without a video has images by the same rules. An image of a key with a video is ignored, as the
   thumbnail that downloaders write. Both are samples only if the video comes out of order, after its key was emitted.
+- With `members` in the job, the videos of a sample are one sample, see `pairing`. A video that they do not name is rejected as
+  `unnamed_video`.
 - A repeated name is rejected as `duplicate_key`, and texts after it count as those of the second video.
 
 A sample is emitted when its key ends, if it has a video and a caption or metadata. Others wait, within a limit in bytes, because their
@@ -16,17 +18,20 @@ missing part or another video of their key may follow out of order.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.reader.key_group import GROUP_BYTES, Fault, Group, Video, sample_of
 from pipeline.reader.member_names import preference
+from pipeline.reader.pairing import unnamed
 from pipeline.reader.texts import Metadata
-from pipeline.records import Reject, Sample, named_caption
+from pipeline.records import MAIN, MemberRule, Reject, Sample, named_caption
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pipeline.reader.member_names import MemberName
+    from pipeline.reader.pairing import Pair
     from pipeline.reader.texts import Caption
 
 MiB = 1024 * 1024
@@ -41,7 +46,15 @@ LATE = (
 class Grouper:
     """Grouper of one tar: call `enter` for each member, then add it; `enter`, `close_current` and `drain` yield what is ready."""
 
-    def __init__(self, uri: str, counters: dict[str, int]) -> None:
+    def __init__(
+        self,
+        uri: str,
+        counters: dict[str, int],
+        rule: MemberRule | None = None,
+        forget: Callable[[Video], None] = lambda video: None,
+    ) -> None:
+        """`forget` is called for videos of pairs that are not encoded."""
+        self._rule, self._forget = rule or MemberRule(), forget
         self.current: Group | None = None
         self._uri = uri
         self._counters = counters
@@ -66,7 +79,7 @@ class Grouper:
             yield from self.close_current()
             group = self.current = self._open(name.key)
         elif name.stem != group.stem and group.held_bytes > WINDOW_BYTES:
-            yield from self._shrink(group, name.stem)
+            yield from self._shrink_pairs(group, name) if self._rule else self._shrink(group, name.stem)
         group.stem = name.stem
         if len(group.fields) < FIELDS_NAMED:
             group.fields[name.field] = None
@@ -79,7 +92,7 @@ class Grouper:
             count(self._counters, "reopened_keys")
             self._waiting_bytes -= group.held_bytes
         else:
-            group = Group(key, self._count, again=key in self._left, beside_damage=self._beside_damage)
+            group = Group(key, self._count, self._rule, again=key in self._left, beside_damage=self._beside_damage)
             self._waiting[key] = group
             self._count += 1
         self._beside_damage = False
@@ -106,6 +119,8 @@ class Grouper:
     def refusal(self, name: MemberName) -> Reject | None:
         """Reject of a video or image that need not be read: its name occurred before, or a preferred one of its stem was read."""
         group = self._group()
+        if self._rule and (reject := self._refused_by_rule(group, name)) is not None:
+            return reject
         if (taken := self._taken_of(name).get(name.stem)) is not None:
             return self._repeated(name) if taken == name.path else self._extra(name, taken)
         held = group.videos.get(name.stem)
@@ -115,6 +130,15 @@ class Grouper:
             held.repeated = True
             return self._repeated(name)
         return self._extra(name, held.name.path) if _better(held, name) else None
+
+    def _refused_by_rule(self, group: Group, name: MemberName) -> Reject | None:
+        place = self._rule.place(name.path, name.stem)
+        if place is None:
+            return self._faulty(name.path, unnamed(name.path, self._rule))
+        if place[1] == MAIN:  # of several with one stem the best is taken, as without a rule
+            return None
+        held = next((video.name for video in group.videos.values() if video.place(self._rule) == place), None)
+        return None if held is None or held.path == name.path else self._extra(name, held.path)
 
     def _taken_of(self, name: MemberName) -> dict[str, str]:
         return self._taken_images if name.is_image else self._taken
@@ -137,6 +161,8 @@ class Grouper:
             video.index = group.index
         group.videos[stem] = video
         group.stems.add(stem)
+        if self._rule and (place := video.place(self._rule)) is not None:
+            group.bases.add(place[0])
         group.held_bytes += video.num_bytes + GROUP_BYTES
         if held is None:
             return None
@@ -207,6 +233,15 @@ class Grouper:
         """
         group = self.current
         lost = None if group is None else group.cut(member, self._last_extensions or {"txt", "json"})
+        if (
+            self._rule
+            and group is not None
+            and (cut := [pair for pair in group.pairs if pair.is_cut(self._rule, lost or [])])
+        ):
+            for pair in cut:  # one reject each, when the archive is drained
+                for video in pair.videos.values():
+                    video.fault = video.fault or ("truncated_shard", message, False)
+            return
         if group is None or not (lost or (lost is not None and not group.stems and not group.again)):
             yield self._cut(None, message)
             return
@@ -237,7 +272,10 @@ class Grouper:
                 self._left.add(group.key)
                 self._without_video[group.key] = self._faulty(group.key, group.no_video()), len(group.texts)
             return
-        yield from [self._settle(group, video) for video in list(group.videos.values())]
+        if self._rule and not group.of_images:
+            yield from [self._settle_pair(group, pair) for pair in group.pairs]
+        else:
+            yield from [self._settle(group, video) for video in list(group.videos.values())]
         self._left.add(group.key)
         if not group.of_images:
             self._with_video.add(group.key)
@@ -250,6 +288,16 @@ class Grouper:
         kept = {stem, group.key, *group.videos}
         self._forget_texts(group, {name for name in group.texts if name[0].removesuffix(".caption") not in kept})
         group.extensions = {name: found for name, found in group.extensions.items() if name in kept}
+        group.held_bytes = GROUP_BYTES + sum(video.num_bytes for video in group.videos.values())
+
+    def _shrink_pairs(self, group: Group, name: MemberName) -> Iterator[Sample | Reject]:
+        """Shrinks a key that exceeds the limit, which many samples with dots in their names share: emits all but that of `name`."""
+        others = [pair for pair in group.pairs if not name.path.startswith(f"{pair.stem}.")]
+        if others:
+            group.bases.add(name.stem)  # theirs is not the only one
+        for pair in others:
+            yield self._settle_pair(group, pair)
+            self._forget_texts(group, {text for text in group.texts if f"{text[0]}.".startswith(f"{pair.stem}.")})
         group.held_bytes = GROUP_BYTES + sum(video.num_bytes for video in group.videos.values())
 
     def _forget_texts(self, group: Group, names: set[tuple[str, str]]) -> None:
@@ -266,19 +314,44 @@ class Grouper:
         key = video.name.stem if group.again or len(group.stems) > 1 else group.key
         if key in self._sample_keys:  # `a.mp4` far after `a.1.mp4`, which got the key
             key = video.name.path
-        names = group.texts_of(video)
-        group.used |= set(names)
         if video.contents is None:
+            group.used |= set(group.texts_of(video))
             return self._faulty(key, video.fault or ("empty_video", f"{video.name.path} has no bytes", False))
         self._taken_of(video.name)[video.name.stem] = (
             video.name.path
         )  # not a faulty one: the name may come again with a good video
         self._sample_keys.add(key)
+        return self._with_texts(group, video, video.contents, key)
+
+    def _with_texts(self, group: Group, video: Video, contents: bytes | str, key: str) -> Sample:
+        names = group.texts_of(video)
+        group.used |= set(names)
         captions = group.captions_of(video, names)
         metadata = next((text for name in names if isinstance(text := group.texts[name], Metadata)), Metadata())
-        name, contents = video.name, video.contents
+        name = video.name
         bare = Sample(key, video.index, self._uri, contents, name.extension, file_name=name.path, span=video.span)
         return sample_of(bare, captions, metadata)
+
+    def _settle_pair(self, group: Group, pair: Pair) -> Sample | Reject:
+        """The sample of paired videos, with the key of the group if that has no other."""
+        alone = len(group.bases) == 1 and not group.again
+        item = self._paired(group, pair, group.key if alone else pair.stem)
+        for video in pair.videos.values():
+            del group.videos[video.name.stem]
+            if isinstance(item, Sample):
+                self._taken[video.name.stem] = video.name.path
+            else:
+                self._forget(video)
+        return item
+
+    def _paired(self, group: Group, pair: Pair, key: str) -> Sample | Reject:
+        if (fault := pair.fault(self._rule)) is not None:
+            return self._faulty(key, fault)
+        if key in self._sample_keys or pair.main is None or pair.main.contents is None:
+            return self._faulty(key, ("duplicate_key", LATE.format(name=pair.stem), False))
+        self._sample_keys.add(key)
+        bare = self._with_texts(group, pair.main, pair.main.contents, key)
+        return replace(bare, members=pair.members(self._rule))
 
     # --- rejects ------------------------------------------------------------------------------------------------------
 

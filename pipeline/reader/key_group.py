@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pipeline.reader.member_names import CAPTION, IMAGES, TEXT_EXTENSIONS, caption_stem
+from pipeline.reader.pairing import Pair, pairs_of
 from pipeline.reader.texts import Caption, Metadata, distinct
-from pipeline.records import named_caption
+from pipeline.records import MemberRule, named_caption
 
 if TYPE_CHECKING:
     from pipeline.reader.member_names import MemberName
@@ -30,6 +31,10 @@ class Video:
     index: int = 0
     repeated: bool = False  # a second video had the same name: later texts belong to that one
 
+    def place(self, rule: MemberRule) -> tuple[str, str] | None:
+        """Sample and name that the rule gives it."""
+        return rule.place(self.name.path, self.name.stem)
+
 
 @dataclass(slots=True)
 class Group:
@@ -37,9 +42,11 @@ class Group:
 
     key: str
     index: int
+    rule: MemberRule = field(default_factory=MemberRule)  # for paired videos
     again: bool = False  # samples of this key were emitted before
     videos: dict[str, Video] = field(default_factory=dict)  # by stem
     stems: set[str] = field(default_factory=set)  # of all videos, including emitted ones
+    bases: set[str] = field(default_factory=set)  # paths of all samples of paired videos, including emitted ones
     texts: dict[tuple[str, str], Caption | Metadata] = field(default_factory=dict)  # by stem and extension
     named: dict[str, list[str]] = field(default_factory=dict)  # stem of a video -> stems of captions with a name
     used: set[tuple[str, str]] = field(default_factory=set)  # texts that a sample has
@@ -53,9 +60,18 @@ class Group:
 
     @property
     def complete(self) -> bool:
-        """Whether no more members are expected: every video has a text, and its key is certain."""
+        """Whether no more members are expected: every video has a text, and its key is certain. Of a pair the main one has a text."""
+        if self.rule and not self.of_images:
+            pairs = self.pairs
+            whole = all(pair.fault(self.rule) is None for pair in pairs)
+            return bool(pairs) and whole and all(pair.main and self.texts_of(pair.main) for pair in pairs)
         lone = len(self.stems) == 1 and not self.again and self.key not in self.stems
         return bool(self.videos) and not lone and all(self.texts_of(video) for video in self.videos.values())
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The videos as samples of paired ones."""
+        return pairs_of(self.videos.values(), self.rule)
 
     @property
     def last_extensions(self) -> set[str]:

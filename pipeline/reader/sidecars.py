@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from pipeline.errors import AccessError, NotFound
-from pipeline.reader.texts import TEXT_BYTES
+from pipeline.reader.texts import MOST_CAPTIONS, TEXT_BYTES
 from pipeline.records import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, named_caption
 from pipeline.storage import is_remote, locate, open_store
 from pipeline.storage.local_errors import translated
@@ -114,8 +115,8 @@ def _named(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _of_names(stem: str, names: Iterable[str]) -> dict[str, list[str]]:
-    """Suffix, `short.txt`, -> name of the text."""
-    return {name[len(stem) + 1 :]: [name] for name in names}
+    """Suffix, `short.txt`, -> name of the text. Not more than count: a folder may hold any number."""
+    return {name[len(stem) + 1 :]: [name] for name in islice(names, MOST_CAPTIONS)}
 
 
 def _suffix(stem: str, name: str) -> str | None:

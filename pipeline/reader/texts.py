@@ -23,6 +23,7 @@ TEXT_BYTES = 4 * 1024 * 1024  # longest caption or JSON that is read; each row h
 LEVELS = 32  # of nested objects and lists in metadata
 CAPTION_KEYS = ("caption", "text", "prompt")
 CAPTIONS_KEY = "captions"
+USUAL_NAMES = frozenset(("", "txt", "caption", "text", CAPTIONS_KEY))  # of files and fields that hold the one caption
 MOST_CAPTIONS = 256  # of one sample
 SMALLEST_INTEGER, LARGEST_INTEGER = -(2**63), 2**64 - 1  # range that JSON readers accept
 INTEGER_DIGITS = 20
@@ -94,12 +95,19 @@ def parse_metadata(data: bytes) -> Metadata:
 
 
 def distinct(captions: Iterable[Caption]) -> tuple[tuple[str, str], ...]:
-    """(name, text) of captions that have a text, each text once, at most `MOST_CAPTIONS`."""
-    found: dict[str, str] = {}
+    """(name, text) of captions that have a text, at most `MOST_CAPTIONS`: each text once, and again by each name that it was given."""
+    found: dict[tuple[str, str], None] = {}
+    texts: set[str] = set()
     for caption in captions:
-        if caption.text is not None:
-            found.setdefault(caption.text, caption.name)
-    return tuple((name, text) for text, name in islice(found.items(), MOST_CAPTIONS))
+        if caption.text is not None and (caption.text not in texts or is_given(caption.name)):
+            found[caption.name, caption.text] = None
+            texts.add(caption.text)
+    return tuple(islice(found, MOST_CAPTIONS))
+
+
+def is_given(name: str) -> bool:
+    """Whether an author chose the name of a caption, and the loader may be asked for it; not a place in a list, or a usual field."""
+    return not name.isdigit() and name not in USUAL_NAMES
 
 
 def caption_text(text: str) -> str:

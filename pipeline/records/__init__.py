@@ -4,6 +4,7 @@
     any stage → Reject → Receipt          (every input that is not encoded gets a Reject)
 
 - `inputs`: listed objects, shards, samples, rejects
+- `members`: paired videos of a sample
 - `annotation_rows`: rows of tables on their way to the reader of a shard
 - `clips`: an opened video, its clips, frames and latents
 - `receipt`: files, counts and the receipt of a shard
@@ -51,6 +52,7 @@ from pipeline.records.inputs import (
     stored_shard,
     warning_kinds,
 )
+from pipeline.records.members import MAIN, MemberObject, MemberRule, MemberVideo, is_mask
 from pipeline.records.receipt import FORMAT_VERSIONS, ChannelStats, Counts, Receipt, Timings, WrittenFile
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "FORMAT_VERSIONS",
     "IMAGE_EXTENSIONS",
     "LATENT_DTYPES",
+    "MAIN",
     "MAYBE_STILL",
     "MISSING",
     "VIDEO_EXTENSIONS",
@@ -74,6 +77,9 @@ __all__ = [
     "ImagePolicy",
     "ImageRules",
     "LatentClip",
+    "MemberObject",
+    "MemberRule",
+    "MemberVideo",
     "OpenedVideo",
     "Receipt",
     "Reject",
@@ -89,6 +95,7 @@ __all__ = [
     "VideoEnded",
     "VideoInfo",
     "WrittenFile",
+    "is_mask",
     "is_mirrored",
     "named_caption",
     "retry_from_dict",

@@ -10,6 +10,8 @@ import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline.records.members import is_mask
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -232,6 +234,8 @@ class FrameChunk:
     first_frame: bytes | None = field(
         default=None, repr=False
     )  # of a first chunk, where it is stored: a lossless image file
+    member: str = ""  # name of the paired video it is of; empty: the main one
+    masks: dict[str, np.ndarray] = field(default_factory=dict, repr=False)  # float32 `(1, t, h, w)`, 0 to 1, by name
 
     def __post_init__(self) -> None:
         planes = self.planes_T3HW
@@ -288,6 +292,9 @@ class LatentClip:
     dtype: str  # float16 | bfloat16 | float32
     cond_CTHW: np.ndarray | None = field(default=None, repr=False)  # of the first frame followed by zeros
     first_frame: bytes | None = field(default=None, repr=False)  # a lossless image file of bucket size
+    members: dict[str, np.ndarray] = field(
+        default_factory=dict, repr=False
+    )  # of paired videos by name; masks `(1, t, h, w)`
 
     def __post_init__(self) -> None:
         latent = self.latent_CTHW
@@ -298,10 +305,12 @@ class LatentClip:
             raise ValueError(
                 f"LatentClip of {self.dtype} wants a latent (C, t, h, w) of numpy {wanted}, got {latent.dtype.str} {latent.shape}"
             )
-        for name, other in (("log-variance", self.logvar_CTHW), ("condition", self.cond_CTHW)):
-            if other is not None and (other.shape, other.dtype) != (latent.shape, latent.dtype):
+        others = {"log-variance": self.logvar_CTHW, "condition": self.cond_CTHW, **self.members}
+        for name, other in others.items():
+            shape = (1, *latent.shape[1:]) if name in self.members and is_mask(name) else latent.shape
+            if other is not None and (other.shape, other.dtype) != (shape, latent.dtype):
                 raise ValueError(
-                    f"LatentClip wants a {name} like its latent, {latent.dtype.str} {latent.shape}, "
+                    f"LatentClip wants a {name} like its latent, {latent.dtype.str} {shape}, "
                     f"got {other.dtype.str} {other.shape}"
                 )
         if self.num_frames < 1 or not math.isfinite(self.end_s):

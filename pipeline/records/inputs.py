@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import PolicyReject
+from pipeline.records.members import MemberObject, MemberVideo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -73,6 +74,7 @@ class SourceObject:
     etag: str
     # Digest of what decides its rows and is not in it: rows of tables, spans beside a plain file (ADR 23). Empty: nothing.
     annotations: str = ""
+    members: tuple[MemberObject, ...] = ()  # paired videos; what decides rows of them is in `annotations`
 
     @property
     def version(self) -> str:
@@ -141,10 +143,11 @@ class Shard:
 
 
 def stored_shard(raw: dict[str, Any]) -> dict[str, Any]:
-    """`asdict` of a shard as receipts have it: without `rows`, and without `annotations` of objects that have none."""
+    """`asdict` of a shard as receipts have it: without `rows`, and without `annotations` and `members` of objects that have none."""
     kept = [name for name in raw if name != "rows"]
     objects = [
-        {name: value for name, value in source.items() if value or name != "annotations"} for source in raw["objects"]
+        {name: value for name, value in source.items() if value or name not in ("annotations", "members")}
+        for source in raw["objects"]
     ]
     return {**{name: raw[name] for name in kept}, "objects": objects}
 
@@ -162,7 +165,10 @@ def shard_from_dict(raw: dict[str, Any]) -> Shard:
     return Shard(
         raw["kind"],
         raw["name"],
-        tuple(SourceObject(**source) for source in raw["objects"]),
+        tuple(
+            SourceObject(**{**source, "members": tuple(MemberObject(**member) for member in source.get("members", ()))})
+            for source in raw["objects"]
+        ),
         retry and retry_from_dict(retry),
     )
 
@@ -195,6 +201,7 @@ class EncodedVideo:
     span: tuple[int, int] | None = None  # as `Sample.span`
     extension: str = ""  # as `Sample.video_ext`
     time_spans: tuple[TimeSpan, ...] = ()  # as `Sample.time_spans`
+    members: tuple[MemberVideo, ...] = ()  # as `Sample.members`
 
     def __repr__(self) -> str:
         size = f"{len(self.video)} bytes" if isinstance(self.video, bytes) else self.video
@@ -224,6 +231,7 @@ class Sample:
     time_spans: tuple[TimeSpan, ...] = ()  # where clips are cut, for rules with spans; in the order of their annotation
     span_texts: tuple[SpanTexts, ...] = ()  # of each of them
     captions: tuple[tuple[str, str], ...] = ()  # (name, text) of all captions; `caption` is the first
+    members: tuple[MemberVideo, ...] = ()  # paired videos, in the order of their names
 
     @property
     def named_captions(self) -> tuple[tuple[str, str], ...]:
@@ -235,13 +243,13 @@ class Sample:
     @property
     def encoded_video(self) -> EncodedVideo:
         """The part that is sent to a decoder."""
-        return EncodedVideo(self.key, self.uri, self.video, self.span, self.video_ext, self.time_spans)
+        return EncodedVideo(self.key, self.uri, self.video, self.span, self.video_ext, self.time_spans, self.members)
 
     def texts_of(self, span: int | None) -> Sample:
-        """The sample as a row of a clip needs it: without its video, with the texts of the annotated span that the clip was cut from. `span`
+        """The sample as a row of a clip needs it: without its video, with the texts of the annotated span a clip was cut from. `span`
         is None for an image, which has the texts of its span if there is one alone.
         """
-        bare = replace(self, video=b"", time_spans=(), span_texts=())
+        bare = replace(self, video=b"", time_spans=(), span_texts=(), members=())
         if span is None and len(self.span_texts) != 1:
             return bare
         texts = self.span_texts[span or 0]

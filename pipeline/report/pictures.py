@@ -52,7 +52,7 @@ WITHOUT = "the page has no decoded pictures"
 class Pictures:
     """WebP pictures by name."""
 
-    by_name: dict[str, bytes] = field(default_factory=dict)
+    by_name: dict[str, bytes] = field(default_factory=dict, repr=False)
 
 
 @dataclass(slots=True)
@@ -60,9 +60,9 @@ class MeasuredClip:
     """One decoded clip: its frames, uint8 `T H W 3`, and its latent."""
 
     clip: Clip
-    original_THWC: np.ndarray | None
-    decoded_THWC: np.ndarray
-    latent_Cthw: np.ndarray
+    original_THWC: np.ndarray | None = field(repr=False)
+    decoded_THWC: np.ndarray = field(repr=False)
+    latent_Cthw: np.ndarray = field(repr=False)
 
 
 def decode_clips(

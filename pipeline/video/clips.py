@@ -208,7 +208,7 @@ def choose_clips(
         plans = plan_variants(len(clips), start, start_s, bucket, fps, info, rules, inside)
         clips += plans if place is None else [_of_span(plan, place) for plan in plans]
     if places is not None and long is not None and len(long) < len(places):
-        first = next(place for place in places if place not in long)
+        first = next(place for place in places if place.stop - place.start < least)
         message = (
             f"{len(places) - len(long)} of {len(places)} annotated spans are shorter than the shortest clip, which needs {least} frames; "
             f"the first: span {first.span} has {first.stop - first.start} at the sampling rate"

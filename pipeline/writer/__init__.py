@@ -104,6 +104,7 @@ class ShardWriter:
         metadata: JSON-ready, goes into every file. Must hold `spec` (`LatentSpec.to_dict()`), `fingerprint_parts`, `encoder`, `versions`.
         layout: names of the objects of the output.
         drill: where to fail on purpose, for tests.
+        members: names of paired videos, stored in addition to `config.store`.
         progress: called with the number of bytes written, read back or sent, from any thread.
     """
 
@@ -120,10 +121,12 @@ class ShardWriter:
         layout: Layout,
         drill: DrillConfig,
         progress: Callable[[int], None] | None = None,
+        members: Sequence[str] = (),
     ) -> None:
         if missing := {"spec", "fingerprint_parts", "encoder", "versions"} - metadata.keys():
             raise ValueError(f"metadata lacks {sorted(missing)}, got {sorted(metadata)}")
         self._config = config
+        self._stored: dict[str, Any] = {"moments": config.moments, "store": (*config.store, *members)}
         self._storage = storage_name(config.dtype, config.compression)
         self._progress = progress or (lambda num_bytes: None)
         self._uploads = UploadQueue(
@@ -182,8 +185,9 @@ class ShardWriter:
             self._measure(clip, clip.logvar_CTHW, "log-variance")  # checked only: statistics are of latents
         if clip.cond_CTHW is not None:
             self._measure(clip, clip.cond_CTHW, "i2v_cond")
-        stored: dict[str, Any] = {"moments": self._config.moments, "store": self._config.store}
-        row = latent_row(clip, self._fingerprint, self._metadata["spec"], storage=self._storage, **stored)
+        for name, values in clip.members.items():
+            self._measure(clip, values, name)
+        row = latent_row(clip, self._fingerprint, self._metadata["spec"], storage=self._storage, **self._stored)
         if self._config.format == "parquet" and row.latent.num_bytes > MAX_VALUE_BYTES:
             raise BuildError(
                 f"latent of {row.latent.num_bytes} bytes, a Parquet value holds {MAX_VALUE_BYTES}: "
@@ -284,8 +288,7 @@ class ShardWriter:
                 kind = BUILDERS[self._config.format]
                 opened.seq, self._seq = self._seq, self._seq + 1
                 opened.path = self._spool_dir / f"{self._stem(opened.seq)}{kind.suffix}"
-                stored: dict[str, Any] = {"moments": self._config.moments, "store": self._config.store}
-                opened.builder = kind(opened.path, self._file_metadata(name), **stored)
+                opened.builder = kind(opened.path, self._file_metadata(name), **self._stored)
             opened.builder.append(sorted(opened.waiting, key=lambda row: row.order))
         opened.fps |= {row.scalars["fps"] for row in opened.waiting}
         self._progress(opened.waiting_bytes)
@@ -357,7 +360,7 @@ class ShardWriter:
                 "layout": "CTHW",
                 "byte_order": "little",
                 **({} if self._config.compression == "none" else {"compression": self._config.compression}),
-                **({"store": sorted(self._config.store)} if self._config.store else {}),
+                **({"store": sorted(self._stored["store"])} if self._stored["store"] else {}),
             },
             "normalisation": {"applied": False, **recommended},
         }

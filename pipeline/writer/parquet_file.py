@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import BuildError
 from pipeline.format.columns import SCALARS, parquet_schema
 from pipeline.format.index import METADATA_KEY, UNPLACED, IndexRow, index_row
-from pipeline.format.stored import TENSOR_COLUMNS, bytes_column, stored_names
+from pipeline.format.stored import bytes_column, is_tensor, stored_names, tensor_column
 from pipeline.writer.parquet_pages import StreamedPage, point_footer_at, write_page
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ class ParquetFileBuilder:
             self._sink,
             self._schema,
             compression={name: "NONE" if name in tensors else "ZSTD" for name in _leaves(schema)},
-            use_dictionary=_REPEATING
-            + [f"{TENSOR_COLUMNS[name]}_dtype" for name in self._names if name in TENSOR_COLUMNS],
+            use_dictionary=_REPEATING + [f"{tensor_column(name)}_dtype" for name in self._names if is_tensor(name)],
             write_statistics=_WITH_STATISTICS,
             write_page_index=True,
             write_page_checksum=True,
@@ -170,8 +169,8 @@ def _tensor_columns(name: str, tensors: list[Payload], streamed: bool) -> dict[s
     # A streamed tensor is an empty placeholder here; its page follows the row group.
     arrays = [pa.array([b""], pa.binary())] if streamed else [_binary_of_one(tensor) for tensor in tensors]
     columns: dict[str, Any] = {bytes_column(name): pa.chunked_array(arrays, pa.binary())}
-    if name in TENSOR_COLUMNS:
-        prefix = TENSOR_COLUMNS[name]
+    if is_tensor(name):
+        prefix = tensor_column(name)
         columns[f"{prefix}_shape"] = pa.array([tensor.shape for tensor in tensors], pa.list_(pa.int64()))
         columns[f"{prefix}_dtype"] = pa.array([tensor.dtype for tensor in tensors], pa.string())
     return columns

@@ -2,7 +2,7 @@
 
 Takes sorted groups of `LatentRow`s of one bucket, returns a finished local file and its `IndexRow`s. The first member is `__latentset__`.
 Each clip has adjacent members: `{id}.latent.npy` (`.latent.safetensors` for bfloat16, int8, zstd or moments), what `write.store` adds
-(`{id}.i2v_cond.npy` or `.safetensors`, `{id}.first_frame.webp` or `.png`), `{id}.txt`, `{id}.json`.
+(`{id}.i2v_cond.npy` or `.safetensors`, `{id}.first_frame.webp` or `.png`), paired videos (`{id}.NAME.npy`), `{id}.txt`, `{id}.json`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.format.columns import METADATA_MEMBER
 from pipeline.format.index import IndexRow, index_row
-from pipeline.format.stored import FIRST_FRAME, I2V_COND, LATENT, LOGVAR
+from pipeline.format.stored import FIRST_FRAME, I2V_COND, LATENT, LOGVAR, STORED
 from pipeline.format.tensors import image_suffix, npy_header, release_pages, safetensors_header
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ class TarFileBuilder:
         if (image := row.tensors.get(FIRST_FRAME)) is not None:
             suffix = image_suffix(bytes(image.data[:16]))
             offsets[FIRST_FRAME] = self._add(f"{row.id}.{FIRST_FRAME}.{suffix}", [image.data])
+        for name in (name for name in row.tensors if name not in STORED):
+            (offsets[name],) = self._add_arrays(f"{row.id}.{name}", {name: row.tensors[name]})
         return offsets
 
     def _add_arrays(self, name: str, tensors: dict[str, Payload]) -> list[int]:

@@ -19,7 +19,7 @@ from pipeline.engine.decoders.lanes import LaneReady
 from pipeline.engine.ray import lanes as ray_lanes
 from pipeline.engine.ray.lanes import RayLanes
 from pipeline.errors import LatheError
-from pipeline.records import FrameChunk, OpenedVideo, Sample, VideoEnded
+from pipeline.records import FrameChunk, MemberVideo, OpenedVideo, Sample, VideoEnded
 from pipeline.storage import locate, open_store
 from pipeline.video.clips import resolve_rules
 from pipeline.video.cutting import CutRequest
@@ -90,6 +90,10 @@ class Case:
         return [*results, self.lanes.reading(0)]
 
 
+def paired(sample, path):
+    return replace(sample, members=(MemberVideo("control", path, "a.depth.mp4"),))
+
+
 class Full:
     """An actor whose arguments do not fit into the object store."""
 
@@ -120,6 +124,8 @@ def main(address, folder, uri):
         "sent, no file": case.cut(replace(at_home, video="/not here"), elsewhere=True),
         "fetched": case.cut(in_tar, etag, elsewhere=True),
         "fetched, replaced": case.cut(replace(in_tar, video=str(path)), "another", elsewhere=True),
+        "sent, paired": case.cut(paired(at_home, str(path)), elsewhere=True),
+        "sent, no member": case.cut(paired(at_home, "/not here"), elsewhere=True),
         "crash": case.dies(folder, at_home, "crash"),
         "kill": case.dies(folder, at_home, "kill"),
         "crash elsewhere": case.dies(folder, at_home, "crash", elsewhere=True),

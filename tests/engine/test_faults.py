@@ -20,6 +20,7 @@ from pipeline.engine.driver.report import BuildReport
 from pipeline.engine.worker import latent_spool
 from pipeline.errors import AccessError, BuildError, InputError, ShardsFailed, StorageUnavailable
 from pipeline.ledger.receipts import Ledger
+from pipeline.operate import listed_inputs
 from pipeline.operate.verify import verify_output
 from pipeline.storage import open_store
 from pipeline.storage.local import LocalStore
@@ -82,14 +83,14 @@ def test_store_that_refuses_upload_and_deletion_fails_an_attempt_not_the_build(s
 
 def test_source_deleted_after_the_listing_fails_its_shard_only(shard, tmp_path, monkeypatch):
     gone = write_tar(tmp_path / "gone.tar", {"a": {"mp4": video_bytes(9), "txt": b"x"}})
-    listed = driver.resolve_inputs
+    listed = listed_inputs.resolve_inputs
 
     def list_then_lose(*arguments):
         shards = listed(*arguments)
         gone.unlink()
         return shards
 
-    monkeypatch.setattr(driver, "resolve_inputs", list_then_lose)
+    monkeypatch.setattr(listed_inputs, "resolve_inputs", list_then_lose)
     with pytest.raises(ShardsFailed, match=r"gone\.tar.*run again") as caught:
         pipeline.encode(tiny_job([gone, shard], tmp_path / "out"))
     assert caught.value.exit_code == 1
@@ -154,7 +155,7 @@ def test_video_whose_latents_exceed_memory_is_rejected_alone(tmp_path, monkeypat
 def test_files_refused_after_the_listing_are_left_to_the_next_run(tmp_path, monkeypatch):
     for n in range(4):
         (tmp_path / f"{n}.mp4").write_bytes(video_bytes(9, seed=n))
-    listed, results = driver.resolve_inputs, []
+    listed, results = listed_inputs.resolve_inputs, []
 
     def list_then_break(*arguments):
         shards = listed(*arguments)
@@ -168,7 +169,7 @@ def test_files_refused_after_the_listing_are_left_to_the_next_run(tmp_path, monk
     monkeypatch.setattr(
         BuildReport, "add", lambda self, result, ours: (results.append(result), add(self, result, ours=ours))
     )
-    monkeypatch.setattr(driver, "resolve_inputs", list_then_break)
+    monkeypatch.setattr(listed_inputs, "resolve_inputs", list_then_break)
     with pytest.raises(ShardsFailed, match="2 inputs could not be read, the rest is committed"):
         pipeline.encode(tiny_job(tmp_path, tmp_path / "out"))
     assert [text.split(": ")[0] for text in results[0].refused] == [str(tmp_path / f"{n}.mp4") for n in (1, 2)]

@@ -56,6 +56,13 @@ def test_video_that_cannot_be_sent_is_storage_unavailable(results):
     assert "/not here cannot be sent to a decoder on another node" in results["sent, no file"]["message"]
 
 
+def test_paired_videos_go_along_to_another_node(results):
+    assert results["sent, paired"]["end"] == "VideoEnded"
+    assert results["sent, paired"]["pixels"] == 2 * results["sent"]["pixels"]
+    assert results["sent, no member"]["end"] == "StorageUnavailable"
+    assert "/not here cannot be sent to a decoder on another node" in results["sent, no member"]["message"]
+
+
 @pytest.mark.parametrize("where", ["", " elsewhere"])
 def test_crash_of_an_actor_is_distinguished_from_a_kill(results, where):
     crash, kill = results[f"crash{where}"], results[f"kill{where}"]

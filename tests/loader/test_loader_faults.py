@@ -13,6 +13,7 @@ from pipeline.config import WriteConfig
 from pipeline.errors import ConfigError, InputError, StorageUnavailable
 from pipeline.ledger.takedowns import record_takedown
 from pipeline.loader import LatentDataset, LatentLoader, Pack, Prefix, TensorCache, Window
+from pipeline.loader.captions import CaptionRule
 from pipeline.loader.fetch import TRIES
 from pipeline.loader.read_ahead import ReadAhead
 from pipeline.storage.range_reader import LocalRangeReader
@@ -366,6 +367,9 @@ def test_captions_of_a_row_are_drawn_by_name_or_among_all(tmp_path, container):
     assert drawn("captions.short") == [{""}, *({f"s{n}", f"r{n}"} for n in (1, 2, 3))]
     row = next(LatentDataset.open(output.uri, columns=("captions", "caption_names")).rows())
     assert row.columns == {"captions": ["t0"], "caption_names": ["txt"]}
+    twice = {"captions": ["t", "t", "l"], "caption_names": ["txt", "short", "long"]}
+    assert CaptionRule(("captions",)).candidates("t", twice) == ["t", "l"]
+    assert CaptionRule(("captions.short",)).candidates("t", twice) == ["t"]
 
 
 def test_the_state_is_small(films):

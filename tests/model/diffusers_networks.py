@@ -105,8 +105,15 @@ TINY: dict[str, dict[str, Any]] = {
         "decoder_qkv_multiscales": [[], [5]],
         "scaling_factor": 0.41407,
     },
+    "taesd": {
+        "_class_name": "AutoencoderTiny",
+        "encoder_block_out_channels": [8, 8],
+        "decoder_block_out_channels": [8, 8],
+        "num_encoder_blocks": [1, 1],
+        "num_decoder_blocks": [1, 1],
+    },
 }
-IMAGES = ("sd", "flux-2", "dc-ae")
+IMAGES = ("sd", "flux-2", "dc-ae", "taesd")
 BOTH_WAYS = ("wan-2.1", "wan-2.2", "qwen-image", "easyanimate", *IMAGES)  # decode in chunks, too
 CHUNKED = (*BOTH_WAYS, "ltx-2", "vidtok", "svd")
 WHOLE = tuple(name for name in TINY if name not in CHUNKED)

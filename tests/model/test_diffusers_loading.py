@@ -45,8 +45,8 @@ def saved(name, folder):
 @torch.no_grad()
 def by_the_library(name, module, video):
     """Latents, log-variance and video from diffusers' own `encode` and `decode`."""
-    if name == "dc-ae":
-        latents = [module.encode(video[:, :, t]).latent.contiguous() for t in range(video.shape[2])]
+    if name in ("dc-ae", "taesd"):
+        latents = [module.encode(video[:, :, t], return_dict=False)[0].contiguous() for t in range(video.shape[2])]
         return torch.stack(latents, 2), None, torch.stack([module.decode(latent).sample for latent in latents], 2)
     if name == "vidtok":  # its `forward` pads the first frame to a group
         mean = module(video, sample_posterior=False, encoder_mode=True)

@@ -210,6 +210,8 @@ OTHER_VALUES: dict[str, Any] = {
         "decoder_qkv_multiscales": [[], []],
         "decoder_norm_types": "batch_norm",
     },
+    **{"num_decoder_blocks": [2, 1], "upsampling_scaling_factor": 4, "upsample_fn": "bilinear"},
+    **{"latent_magnitude": 2, "latent_shift": 0.25},
     **{"decoder_act_fns": "relu", "decoder_in_shortcut": False, "decoder_conv_act_fn": "silu"},
 }
 # Values that fit another number of layers.
@@ -230,6 +232,7 @@ PAIRED = ("latents_mean", "latents_std")
 FIXED = {
     *(key for key in registry.FAMILIES["wfvae"].keys or () if "_upsample_" in key),
     *(f"{name} up_block_types" for name in ("hunyuan-video", "cogvideox", "allegro")),
+    *("taesd block_out_channels", "taesd force_upcast"),  # the class sets them, whatever the configuration says
     *(f"{name} use_post_quant_conv" for name in ("cogvideox",)),  # diffusers builds it for the wrong number of channels
 }
 

@@ -151,6 +151,7 @@ def shard_writer(
     attempt: str = "a1",
     drill: DrillConfig | None = None,
     layout: Layout = CURRENT,
+    members: tuple[str, ...] = (),
 ) -> ShardWriter:
     return ShardWriter(
         store,
@@ -162,6 +163,7 @@ def shard_writer(
         metadata=METADATA,
         layout=layout,
         drill=drill or DrillConfig(),
+        members=members,
     )
 
 

@@ -9,7 +9,9 @@ import pytest
 from pipeline.config import StorageConfig
 from pipeline.corpus import PassedOver, resolve_inputs
 from pipeline.reader import read_samples
-from pipeline.records import Sample
+from pipeline.reader.sidecars import read_sidecars
+from pipeline.reader.texts import MOST_CAPTIONS
+from pipeline.records import Sample, SourceObject
 from pipeline.storage import open_store
 from tests.pipeline.test_reader import LIMIT, pack
 
@@ -27,7 +29,7 @@ FILES = {
     "a.en.txt": b"subtitles",
     "a.json": b'{"caption": "of a", "captions": ["from json"], "score": NaN}',
     "b.mp4": b"v",
-    "b.json": b'{"caption": "of b"}',
+    "b.json": b'{"caption": "of b", "text": "of b", "captions": {"short": "of b", "brief": "of b", "long": ["of b"]}}',
     "b.long_v1.txt": b"b at length",
     "c.webm": b"v",
     "c.prompt.txt": "c, prompted".encode("utf-16"),
@@ -43,7 +45,11 @@ EXPECTED = {
         ("caption2", "größer als a"),
         ("short", "a in short"),
     ],
-    "b.mp4": [("caption", "of b"), ("long_v1", "b at length")],
+    "b.mp4": [
+        ("caption", "of b"),
+        *((name, "of b") for name in ("short", "brief", "long")),
+        ("long_v1", "b at length"),
+    ],
     "c.webm": [("prompt", "c, prompted")],
     "d.mp4": [],
     "d.short.mp4": [("txt", "of d.short")],
@@ -83,6 +89,18 @@ def test_a_folder_gives_all_captions_of_its_videos(tmp_path: Path) -> None:
     assert captions_of([str(tmp_path)], StorageConfig()) == {**EXPECTED, "f.mp4": [("short", "f in short")]}
     named = [str(tmp_path / name) for name in ("a.mp4", "a.txt", "a.short.txt")]
     assert captions_of(named, StorageConfig()) == {"a.mp4": EXPECTED["a.mp4"]}, "as a shell expands a*"
+
+
+def test_of_many_captions_beside_a_video_only_those_that_count_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"v")
+    (tmp_path / "a.txt").write_bytes(b"first")
+    for number in range(MOST_CAPTIONS + 9):
+        (tmp_path / f"a.short_{number:03d}.txt").write_text(f"{number}")
+    source = SourceObject(str(tmp_path / "a.mp4"), 1, "e")
+    texts = read_sidecars(source, StorageConfig(), lambda: None)
+    assert len(texts) == MOST_CAPTIONS + 1
+    assert texts[0] == ("txt", b"first")
+    assert texts[-1] == (f"short_{MOST_CAPTIONS - 1:03d}.txt", f"{MOST_CAPTIONS - 1}".encode())
 
 
 @pytest.mark.s3

@@ -219,6 +219,13 @@ def test_rows_that_name_other_files_are_passed_over(folder):
         ("t.jsonl", '["a.mp4"]\n', {}, InputError, "line 1 is list, expected a JSON object"),
         ("t.jsonl", '{"path": 7}\n', {}, InputError, "row 1 has 7 in column 'path'"),
         ("t.parquet", "PAR1", {}, InputError, "cannot be read as a table"),
+        (
+            "t.csv",
+            "path\na.mp4\nhttps://x.org/b.mp4\n",
+            {},
+            InputError,
+            "row 2 names 'https://x.org/b.mp4'; .*not supported",
+        ),
         ("gone.csv", None, {}, InputError, "gone.csv does not exist; .* holds"),
     ],
 )

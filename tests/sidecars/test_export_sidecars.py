@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pipeline.config import StorageConfig
+from pipeline.embedding.pruning import prune
 from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.export.targets import Request, export_output
 from pipeline.ledger.takedowns import record_takedown
@@ -54,6 +56,19 @@ def test_fastvideo_gets_the_embedding_of_each_caption_at_its_true_length(output:
     write_set(output.store, [["", "a dog", "a cat runs"]], _other(), folder=tmp_path / "set")
     with pytest.raises(OutputError, match="another"):
         export_output(output.uri, str(tmp_path / "fast"), Request("fastvideo", "custom", "none", sidecars=("other",)))
+
+
+def test_sets_without_rows_or_of_one_fingerprint_are_told_apart(output: Output, tmp_path: Path) -> None:
+    """Imported sets of one --about have one fingerprint; a set by id that was pruned may have no row."""
+    whole_set(output, tmp_path)
+    export_output(output.uri, str(tmp_path / "fast"), FASTVIDEO)
+    write_set(output.store, [["", "a dog", "a cat runs"]], replace(TEXT, name="twin"), folder=tmp_path / "set")
+    with pytest.raises(OutputError, match=r"differs in .*sidecars.*'t5 .*'twin "):
+        export_output(output.uri, str(tmp_path / "fast"), replace(FASTVIDEO, sidecars=("twin",)))
+    write_set(output.store, [["gone"]], BYTES, folder=tmp_path / "set")
+    prune(output.store, BYTES.name, StorageConfig())
+    with pytest.raises(InputError, match="--sidecar pixels lacks 4 of 4 rows by id"):
+        export_output(output.uri, str(tmp_path / "new"), replace(FASTVIDEO, sidecars=("pixels",)))
 
 
 def _other() -> SidecarSet:

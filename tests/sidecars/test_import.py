@@ -116,7 +116,12 @@ def test_ids_that_are_not_there_are_refused_with_the_ones_that_are_near(output: 
     ):
         imported(output, table)
     assert list_sets(output.store) == []
+    others = written(tmp_path, [row(array(2), id="entirely different")], "others.parquet")
+    with pytest.raises(InputError, match="needs, got 1 others; no set was made"):
+        imported(output, others, skip_unknown=True)
+    assert list_sets(output.store) == []
     report = imported(output, table, skip_unknown=True)
+    assert imported(output, others, skip_unknown=True).unknown == 1
     assert (report.imported, report.unknown, report.lacking) == (1, 2, 3)
 
 

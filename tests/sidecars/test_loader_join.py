@@ -251,3 +251,26 @@ def test_a_batch_of_tensors_without_values_has_their_shape(output: Output, tmp_p
     with LatentLoader(LatentDataset.open(output.uri), batch=1, sidecars="none") as loader:
         (found,) = next(iter(loader)).sidecars["none"]["embedding"]
     assert (found.dtype, found.shape) == (torch.bfloat16, (0, WIDTH))
+
+
+def test_several_datasets_have_versions_of_their_own(output: Output, tmp_path: Path) -> None:
+    """A run that resumes names both, also where another version of one set was made meanwhile."""
+    clips = [clip_of(100 + seed, SHORT, caption=caption(seed)) for seed in range(2)]
+    second = write_output(tmp_path / "second", tmp_path / "spool", [clips])
+    for each in (output, second):
+        write_set(each.store, [texts_of(each)], folder=tmp_path / "set")
+    datasets = [LatentDataset.open(each.uri) for each in (output, second)]
+    write_set(second.store, [["more"]], folder=tmp_path / "set")
+    write_set(second.store, [["other"]], folder=tmp_path / "set")
+    state = LatentLoader(datasets, batch=1, sidecars=[("t5",), ("t5@2",)]).state_dict()
+    assert [one[0].partition(":")[0] for one in state["order"]["sidecars"]] == ["t5@1", "t5@2"]
+    with LatentLoader(datasets, batch=1, sidecars=[("t5@1",), ("t5@2",)], dp_world=1) as loader:
+        loader.load_state_dict(state)
+        check(next(iter(loader)))
+    for wrong, message in (
+        ([("t5",)], "a list of names for each of 2 datasets"),
+        ([("t5",), ()], "the same sets for every dataset"),
+        ([("t5",), 5], "expected a list of strings"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            LatentLoader(datasets, batch=1, sidecars=wrong)

@@ -128,6 +128,11 @@ def test_the_hash_of_weights_does_not_depend_on_how_they_are_split(
     model.save_pretrained(tmp_path, max_shard_size="8KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     assert hash_weights(tmp_path) == hash_weights(encoder_folders["t5"])
+    # transformers does not load other variants, which repositories have beside it
+    shutil.copy(encoder_folders["umt5"] / "model.safetensors", tmp_path / "model.fp16-00001.safetensors")
+    (tmp_path / "model.fp16.safetensors.index.json").write_text('{"weight_map": {"x": "model.fp16-00001.safetensors"}}')
+    assert hash_weights(tmp_path) == hash_weights(encoder_folders["t5"])
+    (tmp_path / "model.fp16-00001.safetensors").unlink()
     next(tmp_path.glob("*.safetensors")).unlink()
     with pytest.raises(CheckpointError, match=r"lacks 1 of \d+ files, such as model-"):
         hash_weights(tmp_path)

@@ -18,7 +18,7 @@ def send(pipe: Connection, ticket: int, answer: Answer) -> None:
     """Sends one answer. Raw bytes cost one copy less on either side than pickled planes."""
     if isinstance(answer, FrameChunk):
         planes = answer.planes_T3HW
-        flags = answer.first, answer.last, answer.damaged, answer.first_frame
+        flags = answer.first, answer.last, answer.damaged, answer.first_frame, answer.member, answer.masks
         pipe.send((ticket, ("chunk", answer.clip, planes.shape, answer.pts_s, answer.color_matrix, *flags)))
         pipe.send_bytes(np.ascontiguousarray(planes).data.cast("B"))
     else:

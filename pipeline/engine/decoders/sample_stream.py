@@ -163,6 +163,9 @@ class SampleStream:
                 # Not the video's fault: without it the result would be incomplete.
                 if isinstance(event.what, LatheError) and not (event.owner.alone and self._goes_on(event.what)):
                     raise event.what
+                if isinstance(event.what, FrameChunk) and event.what.member:  # metrics and plans are of main videos
+                    self._feed.consumed(event.what.nbytes)
+                    continue
                 yield SampleEvent(event.owner.number, event.sample, event.what)
                 if isinstance(event.what, FrameChunk):
                     self._feed.consumed(event.what.nbytes)
@@ -192,6 +195,7 @@ class SampleStream:
                     counters=self.counters,
                     unread=lambda source, error: self._goes_on(error),
                     images=self._job.images.policy,
+                    members=self._job.member_rule,
                 )
                 open_shard = _OpenShard(reader, self._open)
                 try:

@@ -5,6 +5,7 @@ crash and a kill alike ("connection error code 2"), so each actor keeps a `Crash
 
 A video in a temporary file does not exist on another node. If it lies uncompressed in an object of an object store, the decoder there
 fetches it. Any other video, and one whose fetch fails, is sent in pieces of `PIECE_BYTES`, one piece at a time for each lane.
+Paired videos go along with the request to open.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import ray
@@ -133,8 +135,16 @@ class RayLanes:
             self._create(lane)
 
     def open(self, lane: int, ticket: int, request: CutRequest) -> None:  # noqa: D102
-        video, place = request.video, self._places[lane]
-        if isinstance(video.video, bytes) or place is None or place[0] == self._home:
+        place = self._places[lane]
+        here = place is None or place[0] == self._home
+        if not here and request.video.members:
+            try:
+                request = replace(request, video=_with_member_bytes(request.video))
+            except OSError as error:
+                self._failed.append((lane, ticket, _unsent(str(error.filename), request.video, error)))
+                return
+        video = request.video
+        if isinstance(video.video, bytes) or here:
             self._ask(lane, "open", (request, False), _Asked(None, "answer", ticket))
             return
         there = replace(request, video=replace(video, video=b""))
@@ -309,6 +319,15 @@ def _reported(asked: _Asked) -> WorkerLost:
     except RayError:  # the node was lost as well
         found = None
     return found or asked.lost or WorkerLost("decoder actor lost", stage="decode")
+
+
+def _with_member_bytes(video: EncodedVideo) -> EncodedVideo:
+    """The video with members in memory, at most `decode.max_video_bytes` each: they go along with the request. Raises OSError."""
+    held = [
+        member if isinstance(member.video, bytes) else replace(member, video=Path(member.video).read_bytes())
+        for member in video.members
+    ]
+    return replace(video, members=tuple(held))
 
 
 def _unsent(path: str, sample: EncodedVideo, error: OSError) -> StorageUnavailable:

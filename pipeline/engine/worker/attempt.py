@@ -100,6 +100,7 @@ class ShardAttempt:
             layout=context.layout,
             drill=job.drill,
             progress=self._progress.add,
+            members=job.member_rule.names,
         )
         self._writing = ClipWriting(
             self._writer, f"write-{self.name}", finished=self._commit, failed=self.fail, wake=wake

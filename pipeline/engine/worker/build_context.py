@@ -78,6 +78,8 @@ def make_context(
         parts["compression"] = job.write.compression
     if job.write.store:
         parts["store"] = {name: VERSIONS[name] for name in sorted(job.write.store)}
+    if job.member_rule:
+        parts["members"] = job.member_rule.to_dict()
     return BuildContext(
         job=job,
         rules=rules,

@@ -150,5 +150,5 @@ class ClipWriting:
 
 
 def _size(clip: LatentClip) -> int:
-    arrays = (clip.latent_CTHW, clip.logvar_CTHW, clip.cond_CTHW)
+    arrays = (clip.latent_CTHW, clip.logvar_CTHW, clip.cond_CTHW, *clip.members.values())
     return CLIP_BYTES + sum(array.nbytes for array in arrays if array is not None) + len(clip.first_frame or b"")

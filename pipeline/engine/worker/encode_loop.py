@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pipeline.engine.decoders.feed import Event, Feed
@@ -16,15 +16,16 @@ from pipeline.engine.decoders.losses import Restarted
 from pipeline.engine.worker.attempt import ShardAttempt
 from pipeline.engine.worker.batching import Batcher, ClipRun
 from pipeline.engine.worker.blamed_video import StepVideo
-from pipeline.engine.worker.latent_spool import LatentSpool, to_storage
+from pipeline.engine.worker.latent_spool import LatentSpool
 from pipeline.engine.worker.loop_counts import LoopCounts
+from pipeline.engine.worker.open_video import OpenClip, OpenVideo
 from pipeline.engine.worker.progress_counter import ProgressCounter
 from pipeline.engine.worker.shard_result import ShardResult
 from pipeline.errors import HandedBack, LatheError, StorageUnavailable
 from pipeline.format.codec import held_type
 from pipeline.format.stored import FIRST_FRAME, I2V_COND
 from pipeline.process import kill_points as drill
-from pipeline.records import ClipFailed, FrameChunk, LatentClip, OpenedVideo, Reject, VideoEnded
+from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Reject, VideoEnded
 from pipeline.storage import mark_reached, open_store
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from pipeline.engine.worker.build_context import BuildContext
     from pipeline.engine.worker.death_record import DeathRecord
     from pipeline.engine.worker.worker_stats import WorkerStats
-    from pipeline.records import ClipPlan, Sample, Shard, VideoInfo
+    from pipeline.records import Sample, Shard
 
 CLOSE_S = 15.0  # for attempts to delete their files when the loop is closed
 
@@ -49,33 +50,6 @@ class ShardFailure:
     error: Exception
 
 
-@dataclass(eq=False, slots=True)
-class _Video:
-    """An open video of an attempt: its clips on their way through the network."""
-
-    sample: Sample
-    info: VideoInfo
-    plans: dict[int, ClipPlan]
-    runs: dict[int, ClipRun] = field(default_factory=dict)
-    encoded: dict[int, list[LatentClip]] = field(default_factory=dict)  # by clip, until all its variants are
-    ended: bool = False
-
-
-@dataclass(eq=False, slots=True)
-class _Clip:
-    """Token of a `ClipRun`: the attempt and the spools that its latents go to."""
-
-    attempt: ShardAttempt
-    video: _Video
-    plan: ClipPlan
-    mean: LatentSpool
-    others: list[LatentSpool | None]  # log-variance and condition
-    first_frame: bytes | None = None
-    frames: int = 0
-    damaged: int = 0  # of these frames
-    end_s: float = 0.0
-
-
 class EncodeLoop:
     """See the module. One thread calls `step`; `submit` may come from another."""
 
@@ -86,7 +60,7 @@ class EncodeLoop:
         self._counts = LoopCounts()
         self.stats = self._counts.stats  # without what is counted elsewhere: see `live_stats`
         self._progress = ProgressCounter()
-        self._context = context
+        self._context, self._member_names = context, job.member_rule.latents
         self._encoder = encoder
         self._record = record
         mark_reached(
@@ -96,7 +70,7 @@ class EncodeLoop:
         self._attempts: list[ShardAttempt] = []
         self._ending: list[tuple[ShardAttempt, Exception]] = []  # failed, and cleaning up
         self._unstarted: list[ShardFailure] = []
-        self._videos: dict[tuple[ShardAttempt, int], _Video] = {}
+        self._videos: dict[tuple[ShardAttempt, int], OpenVideo] = {}
         self._lock = threading.Lock()
         self._batcher = Batcher(encoder.largest_batch)
         self._in_flight: tuple[list[tuple[ClipRun, FrameChunk]], Launched] | None = None  # the step in the network
@@ -207,7 +181,9 @@ class EncodeLoop:
         if isinstance(what, FrameChunk):
             self._chunk(attempt, sample, what)
         elif isinstance(what, OpenedVideo):
-            self._videos[attempt, sample.index] = _Video(sample, what.info, {plan.index: plan for plan in what.clips})
+            self._videos[attempt, sample.index] = OpenVideo(
+                sample, what.info, {plan.index: plan for plan in what.clips}
+            )
             attempt.opened(sample, what)
         elif isinstance(what, ClipFailed):
             self._drop_run(attempt, sample, what.clip)
@@ -241,29 +217,32 @@ class EncodeLoop:
             return
         if chunk.first:
             apart = (attempt.shard_id, sample.uri, sample.key) if attempt.apart(sample) else None
-            video.runs[chunk.clip] = ClipRun(self._new_clip(attempt, video, chunk.clip), apart=apart)
-        self._batcher.add(video.runs[chunk.clip], chunk)
+            clip = self._new_clip(attempt, video, chunk)
+            video.runs[chunk.clip, chunk.member] = ClipRun(clip, apart=apart)
+        self._batcher.add(video.runs[chunk.clip, chunk.member], chunk)
 
-    def _new_clip(self, attempt: ShardAttempt, video: _Video, index: int) -> _Clip:
+    def _new_clip(self, attempt: ShardAttempt, video: OpenVideo, chunk: FrameChunk) -> OpenClip:
         def spool() -> LatentSpool:
             return LatentSpool(attempt.spool_dir)
 
         write = self._context.job.write
-        others = [spool() if wanted else None for wanted in (write.moments, I2V_COND in write.store)]
-        return _Clip(attempt, video, video.plans[index], spool(), others)
+        stored = (write.moments, I2V_COND in write.store) if not chunk.member else (False, False)
+        logvar, cond = (spool() if wanted else None for wanted in stored)
+        return OpenClip(attempt, video, video.plans[chunk.clip], chunk.member, spool(), logvar, cond)
 
     def _drop_run(self, attempt: ShardAttempt, sample: Sample, clip: int) -> None:
         video = self._videos.get((attempt, sample.index))
-        run = video.runs.pop(clip, None) if video else None
-        if video is not None:
-            video.encoded.pop(video.plans[clip].clip_index, None)
-        if run is not None:
+        if video is None:
+            return
+        video.encoded.pop(video.plans[clip].clip_index, None)
+        for track in [track for track in video.runs if track[0] == clip]:
+            run = video.runs.pop(track)
             self._feed.consumed(sum(chunk.nbytes for chunk in run.waiting))
             self._batcher.drop(run)
 
     def _drop_video(self, attempt: ShardAttempt, sample: Sample) -> None:
         video = self._videos.get((attempt, sample.index))
-        for clip in list(video.runs) if video else []:
+        for clip in {clip for clip, _ in video.runs} if video else ():
             self._drop_run(attempt, sample, clip)
         self._videos.pop((attempt, sample.index), None)
 
@@ -292,7 +271,7 @@ class EncodeLoop:
         if self._record is None:
             return
         runs = [run for run, _ in (*batch, *(self._in_flight[0] if self._in_flight is not None else ()))]
-        clips: list[_Clip] = [run.token for run in runs]
+        clips: list[OpenClip] = [run.token for run in runs]
         videos = [StepVideo(clip.attempt.shard_id, clip.video.sample.uri, clip.video.sample.key) for clip in clips]
         self._record.stage("encode" if videos else "waiting for frames", videos)
 
@@ -322,48 +301,20 @@ class EncodeLoop:
         drill.fire(self._context.job.drill, "mid_video")
 
     def _store_chunk(self, run: ClipRun, chunk: FrameChunk, encoded: Encoded) -> None:
-        clip: _Clip = run.token
-        dtype = held_type(self._context.job.write.dtype)
-        clip.mean.append(to_storage(encoded.mean_Cthw, dtype))
-        for spool, values in zip(clip.others, (encoded.logvar_Cthw, encoded.cond_Cthw), strict=True):
-            if spool is not None and values is not None:
-                spool.append(to_storage(values, dtype))
-        clip.first_frame = clip.first_frame or chunk.first_frame
-        clip.frames += len(chunk.pts_s)
-        clip.damaged += chunk.damaged
-        clip.end_s = chunk.pts_s[-1]
+        clip: OpenClip = run.token
+        clip.store(chunk, encoded, held_type(self._context.job.write.dtype))
         self.stats.frames += len(chunk.pts_s)
         if chunk.last:
             self._finish_clip(clip)
 
-    def _finish_clip(self, clip: _Clip) -> None:
-        video, plan = clip.video, clip.plan
-        del video.runs[plan.index]
-        self.stats.clips += 1
-        damaged = (f"damaged_frames:{clip.damaged}",) if clip.damaged else ()
-        variants = video.encoded.setdefault(plan.clip_index, [])
-        logvar, cond = (None if spool is None else spool.finish() for spool in clip.others)
-        variants.append(
-            LatentClip(
-                id=clip.attempt.clip_id(video.sample, plan),
-                # A row may wait long for its row group; the encoded video must not wait with it.
-                sample=video.sample.texts_of(plan.span),
-                info=replace(video.info, warnings=(*video.info.warnings, *plan.warnings, *damaged)),
-                plan=plan,
-                num_frames=clip.frames,
-                end_s=clip.end_s,
-                latent_CTHW=clip.mean.finish(),
-                logvar_CTHW=logvar,
-                dtype=held_type(self._context.job.write.dtype),
-                cond_CTHW=cond,
-                first_frame=clip.first_frame,
-            )
-        )
-        if len(variants) == plan.variants:
-            clip.attempt.clip_done(*sorted(video.encoded.pop(plan.clip_index), key=lambda done: done.plan.index))
-        self._close_if_done(clip.attempt, video)
+    def _finish_clip(self, clip: OpenClip) -> None:
+        del clip.video.runs[clip.plan.index, clip.member]
+        self.stats.clips += not clip.member
+        if variants := clip.finished(1 + len(self._member_names), held_type(self._context.job.write.dtype)):
+            clip.attempt.clip_done(*variants)
+        self._close_if_done(clip.attempt, clip.video)
 
-    def _close_if_done(self, attempt: ShardAttempt, video: _Video) -> None:
+    def _close_if_done(self, attempt: ShardAttempt, video: OpenVideo) -> None:
         if video.ended and not video.runs:
             self._videos.pop((attempt, video.sample.index), None)
 

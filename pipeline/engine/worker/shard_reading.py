@@ -66,9 +66,13 @@ class ShardReading:
         self.all_read = False  # and the last sample was taken
         self.rejected_bytes = 0  # source bytes of plain files that the reader rejected
         limit = job.decode.max_video_bytes
-        images = job.images.policy
         self.reader = ShardReader(
-            scope.fetched(), job.storage, max_video_bytes=limit, unread=self._go_on_without, images=images
+            scope.fetched(),
+            job.storage,
+            max_video_bytes=limit,
+            unread=self._go_on_without,
+            images=job.images.policy,
+            members=job.member_rule,
         )
         self._received = lambda: self.reader.received_bytes
         progress.watch(self._received)
