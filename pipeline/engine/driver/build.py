@@ -54,7 +54,8 @@ if TYPE_CHECKING:
     from pipeline.records import Shard, SourceObject
     from pipeline.storage import Store
 
-SHOW_S = 0.2  # between updates of the display
+SHOW_S = 0.2  # between updates of the display, which read the counts of every worker
+SHOW_WORKER_S = 0.001  # for each worker, if that is more: the share of a core does not grow with them
 POLL_S = 0.5
 
 
@@ -308,7 +309,7 @@ class Build:
         now = time.monotonic()
         if now < self._show_at:
             return
-        self._show_at = now + SHOW_S
+        self._show_at = now + max(SHOW_S, SHOW_WORKER_S * len(self._workers))
         progress = self._now()
         self._display.update(progress)
         self._repeats.flush(older_than_s=10.0)
