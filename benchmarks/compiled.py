@@ -1,7 +1,7 @@
 """The networks as published, eager and compiled by `torch.compile`, against the prepared form that builds use: encode of one clip, one run.
 
 Random weights and pixels. On a CPU Inductor freezes weights, as an encoder may. What is compared is measured in turn; numbers are medians.
-A fast path that is less than `WORTH` times as fast as the compiled definition does not earn its lines (ADR 25).
+A fast path that is less than `WORTH` times as fast as the compiled definition does not earn its lines.
 
     python -m benchmarks.compiled [--networks leanvae-dim16] [--clip 17x256x256] [--dtypes float32,bfloat16] [--device cpu]
 """

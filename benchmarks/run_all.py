@@ -63,7 +63,7 @@ NOT_RUN = {
     "encode_only": "part of networks",
     "precision": "states errors, no bar",
     "storage_types": "states sizes and errors, no bar",
-    "compiled": "compiles for minutes; decides what is kept (ADR 25)",
+    "compiled": "compiles for minutes; decides which prepared forms are kept",
     "synthetic_rate": "states a rate, no bar",
     "training_memory": "states memory, no bar",
     "loss_curve": "draws a picture",
