@@ -33,7 +33,7 @@ def main() -> None:
             # A command that failed or was stopped early, while its network is identified. The interpreter would end that thread inside
             # torch, which aborts the process: its exit code would be that of SIGABRT.
             for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it
+                with contextlib.suppress(OSError, ValueError):  # closed, or without a reader
                     stream.flush()
             os._exit(end.code)
         raise

@@ -107,7 +107,7 @@ class StorageConfig(Section):
 
     @field_serializer("endpoint_url", when_used="json")
     def _without_password(self, value: str | None) -> str | None:
-        """Run logs and snapshots hold the job, and whoever reads the output reads them."""
+        """Run logs and snapshots hold the job, and readers of the output see them."""
         return value if value is None else re.sub(r"//[^/]*@", "//", value)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,6 @@ from pipeline.loader.open_files import with_files_closed
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pipeline.format.index import IndexRow
     from pipeline.ledger.takedowns import Takedowns
     from pipeline.loader.files import DataFiles
     from pipeline.storage import Store
@@ -120,7 +119,7 @@ class FileIndex:
             return None
         if self._hidden is None or self._hidden[0] is not takedowns:
             named = zip(*(self._texts[name].column.to_pylist() for name in _Named._fields), strict=True)
-            mask = [takedowns.hides(cast("IndexRow", _Named(*values))) for values in named]
+            mask = [takedowns.hides(_Named(*values)) for values in named]
             self._hidden = takedowns, np.array(mask, bool)
         return self._hidden[1] if self._hidden[1].any() else None
 

@@ -308,16 +308,16 @@ class LatentLoader:
                 tensor.record_stream(torch.cuda.current_stream(tensor.device))
         return batch
 
-    def _planned(self, step: int) -> GlobalBatch | None:
-        with self._order_lock:
-            return self._order.batch(step)
-
-    def _make(self, step: int) -> Batch | None:
+    def _planned(self, step: int, at_once: int = 1) -> GlobalBatch | None:
+        """The global batch of a step; with it those of the steps after it are planned, `at_once` in all."""
         with self._order_lock:
             if step not in self._plans:
-                # Several at once: each read of a batch puts what the order needs out of the processor's cache, five times its own cost.
-                self._plans = {number: self._order.batch(number) for number in range(step, step + PLANNED_AT_ONCE)}
-            found = self._plans[step]
+                self._plans = {number: self._order.batch(number) for number in range(step, step + at_once)}
+            return self._plans[step]
+
+    def _make(self, step: int) -> Batch | None:
+        # Several at once: each read of a batch puts what the order needs out of the processor's cache, five times its own cost.
+        found = self._planned(step, PLANNED_AT_ONCE)
         if found is None:
             return None
         share = found.share(self._rank, self._world)

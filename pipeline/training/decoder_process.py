@@ -49,7 +49,7 @@ class DecoderProcess:
             ours, theirs = socket.socketpair()
             if (child := os.fork()) == 0:
                 try:
-                    if os.fork() == 0:  # a grandchild, so that nobody has to wait for it
+                    if os.fork() == 0:  # a grandchild, which init waits for
                         _serve_forks(theirs)
                 finally:
                     os._exit(0)
