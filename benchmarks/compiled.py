@@ -46,7 +46,7 @@ def measure(name: str, dtype: str, clip: str, machine: Machine) -> None:
         mean: torch.Tensor = network.encode(rounded).mean
         return mean
 
-    compiled = torch.compile(eager, fullgraph=True)
+    compiled = torch.compile(eager, fullgraph=True, dynamic=False)
     forms: dict[str, Callable[[], torch.Tensor]] = {
         "eager": eager,
         "compiled": compiled,
