@@ -99,8 +99,6 @@ class SteppedVAE(CausalVAE):
     ) -> tuple[torch.Tensor, CausalState]:
         self._check_whole(state is None and last, "decode")
         B, _, rows, h, w = latent_BCthw.shape
-        last = last or not self.holds_back  # one step for both where it makes no difference
-
         def latents(videos: slice, rows: slice) -> torch.Tensor:
             return latent_BCthw[videos, :, rows].to(self.device, self.input_dtype)
 
@@ -138,7 +136,8 @@ class SteppedVAE(CausalVAE):
             past = None if state is None else tuple(tensor[videos] for tensor in state.tensors)
             pieces = []
             for span in self._spans(rows, batch * grid[0] * grid[1]):
-                outputs, past = self._step(kind, part(videos, span), past, last=last and span.stop == rows)
+                ends = last and span.stop == rows if kind == "decode" and self.holds_back else True
+                outputs, past = self._step(kind, part(videos, span), past, last=ends)
                 pieces.append(outputs)
             results.append([_joined(parts, 2) for parts in zip(*pieces, strict=True)])
             states.append(past or ())
