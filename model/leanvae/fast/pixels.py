@@ -6,6 +6,7 @@ affine map does the 3x3 matrix and the scaling into the network's range, then va
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -123,12 +124,13 @@ class PlanePixels:
         return (self._planes,) if self._map_B34 is None else (self._planes, self._map_B34)
 
     def from_tensors(self, tensors: Sequence[torch.Tensor]) -> PlanePixels:
-        """Pixels of other planes; the colour matrices are these, unless the tensors include colour maps."""
+        """Pixels of other planes; the colour matrices are these, unless the tensors include colour maps, which may be of another batch."""
         return self._with(tensors[0], tensors[1] if len(tensors) > 1 else None)
 
     def _with(self, planes_BT3HW: torch.Tensor, map_B34: torch.Tensor | None) -> PlanePixels:
-        other = PlanePixels(planes_BT3HW, self._matrices, self._range, self._dtype)
-        other._kernels, other._map_B34 = self._kernels, map_B34
+        other = copy.copy(self)
+        other._planes, other._map_B34 = planes_BT3HW, map_B34
+        other.batch, other.frames = planes_BT3HW.shape[0], planes_BT3HW.shape[1]
         return other
 
 
