@@ -100,7 +100,7 @@ def graph_memory(settings: Settings, machine: Machine) -> dict[str, Any]:
     def now() -> dict[str, int]:
         cuda.synchronize()
         reserved, allocated = cuda.memory_reserved(machine.device), cuda.memory_allocated(machine.device)
-        return {"reserved": reserved, "allocated": allocated, "counted_as_free": form.encoder._free_bytes()}
+        return {"reserved": reserved, "allocated": allocated, "counted_as_free": form.encoder._memory.free()}
 
     form.launch(forms.random_clips(settings.clips[0], 1))()
     cuda.empty_cache()

@@ -1,9 +1,9 @@
 """Steps recorded once per shape as CUDA graphs and replayed, which removes the launch overhead of their kernels.
 
 A step is a function of tensors that keeps no state. All tensors have the batch as first axis, and a row of a result depends on the same row
-of the inputs only. Graphs are recorded for rounded batches (`rounded_batch`) and replayed with fewer rows, so that steps whose batch varies
-share a few graphs. Results are always those of calling the step, in fresh memory, up to the rounding of products of another batch: shapes that
-are new, that exceed `CAPACITY`, or whose recording ran out of memory (`StepGraphs.unrecordable`) run eagerly.
+of the inputs only. Graphs are recorded for rounded batches (`rounded_batch`) and replayed with fewer rows, so that steps whose batch
+varies share a few graphs. Results are always those of calling the step, in fresh memory, up to the rounding of products of another batch.
+Shapes that are new, that exceed `CAPACITY`, or whose recording ran out of memory (`StepGraphs.unrecordable`) run eagerly.
 """
 
 from __future__ import annotations

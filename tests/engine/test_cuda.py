@@ -35,10 +35,10 @@ def test_overlapping_steps_give_the_latents_of_the_cpu():
     firsts, seconds = [chunk(n) for n in range(3)], [chunk(n, first=False) for n in range(3)]
     begun = there.launch(firsts, [None] * 3)
     continued = there.launch(seconds, begun.states)  # launched before anything of the first step is asked for
-    expected = here.encode(firsts, [None] * 3)
-    for got, want in zip(begun.results(), expected, strict=True):
+    expected = here.launch(firsts, [None] * 3)
+    for got, want in zip(begun.results(), expected.results(), strict=True):
         np.testing.assert_allclose(got.mean_Cthw, want.mean_Cthw, rtol=0, atol=1e-4)
-    following = here.encode(seconds, [result.state for result in expected])
+    following = here.encode(seconds, expected.states)
     for got, want in zip(continued.results(), following, strict=True):
         np.testing.assert_allclose(got.mean_Cthw, want.mean_Cthw, rtol=0, atol=1e-4)
     assert there.largest_batch((False, 8, 32, 40)) > 1  # measured by now
