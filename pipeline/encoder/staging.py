@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 BUFFERS = 2  # one is copied to the device while the other is filled
-# One thread copies some 10 GB/s, as fast as one H200 takes planes of 256x256. Decoders need the other cores.
+# A core copies some 5 GB/s; the 41,000 frames/s of 256x256 that an H200 may encode are 8. Decoders need the other cores.
 COPY_THREADS = 4
 
 
