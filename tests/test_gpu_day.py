@@ -176,7 +176,7 @@ def test_skipped_test_of_a_gpu_is_a_failed_one_where_a_gpu_is_required():
 
 
 def test_files_with_gpu_tests_are_found():
-    assert {"tests/engine/test_cuda.py", "tests/model/test_leanvae_fused.py"} <= set(checks.gpu_test_files())
+    assert {"tests/engine/test_encoder_devices.py", "tests/model/test_leanvae_fused.py"} <= set(checks.gpu_test_files())
 
 
 def imported(path):
