@@ -165,6 +165,8 @@ class EngineConfig(Section):
     """Most chunks per encode step. Default: enough to use the device fully."""
     frame_bytes: int = Field(512 * MiB, ge=16 * MiB)
     """Most bytes of decoded frames that wait for one encoder. A small network keeps less: a few encode steps."""
+    state_bytes: int | None = Field(None, ge=MiB)
+    """Most bytes of causal states on a GPU; clips that wait longest keep theirs in host memory. Default: half of the GPU's memory."""
     attempts: int = Field(3, ge=1)
     """Most attempts at a shard before it is given up."""
     shard_video_s: float = Field(1800.0, gt=0)

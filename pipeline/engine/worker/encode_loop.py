@@ -29,9 +29,9 @@ from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Reject, VideoE
 from pipeline.storage import mark_reached, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
-    from pipeline.encoder import Encoded, Encoder, Launched
+    from pipeline.encoder import Encoded, Encoder
     from pipeline.engine.decoders.lanes import Lanes
     from pipeline.engine.worker.blamed_video import BlamedVideo
     from pipeline.engine.worker.build_context import BuildContext
@@ -73,7 +73,8 @@ class EncodeLoop:
         self._videos: dict[tuple[ShardAttempt, int], OpenVideo] = {}
         self._lock = threading.Lock()
         self._batcher = Batcher(encoder.largest_batch)
-        self._in_flight: tuple[list[tuple[ClipRun, FrameChunk]], Launched] | None = None  # the step in the network
+        # The step in the network, without its states: a clip whose state this kept would keep two.
+        self._in_flight: tuple[list[tuple[ClipRun, FrameChunk]], Callable[[], list[Encoded]]] | None = None
         self._feed = Feed(
             lanes,
             self,
@@ -263,7 +264,7 @@ class EncodeLoop:
         self.stats.slots += max(len(batch), self._encoder.largest_batch(batch[0][1].shape))
         if self._in_flight is not None:
             self._finish_step()
-        self._in_flight = batch, launched
+        self._in_flight = batch, launched.results
         self._record_step()
 
     def _record_step(self, batch: Sequence[tuple[ClipRun, FrameChunk]] = ()) -> None:
@@ -284,9 +285,9 @@ class EncodeLoop:
         """Waits for the step in flight and stores its latents."""
         if self._in_flight is None:
             return
-        (batch, launched), self._in_flight = self._in_flight, None
+        (batch, results_of), self._in_flight = self._in_flight, None
         begun = time.monotonic()
-        results = launched.results()
+        results = results_of()
         self._charge(batch, time.monotonic() - begun)
         self._progress.add()
         for (run, chunk), encoded in zip(batch, results, strict=True):
