@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.encoder.compiling import prepare_compiler
 from pipeline.encoder.conditions import Conditions
 from pipeline.encoder.network import Network, load_torch, load_vae, network_of
 from pipeline.encoder.staging import CudaStaging, HostStaging
@@ -59,7 +60,8 @@ class Launched:
 
 class Encoder:
     """Network on its device. `threads`: of arithmetic (None: torch's choice); `batch`: most chunks per step (None: by size);
-    `conditions`: whether the first frame followed by zeros is encoded as well.
+    `conditions`: whether the first frame followed by zeros is encoded as well; `compiled`: whether steps run through `torch.compile`,
+    the first of each frame size after up to a minute of compiling.
     """
 
     def __init__(
@@ -72,14 +74,17 @@ class Encoder:
         conditions: bool = False,
         threads: int | None = None,
         batch: int | None = None,
+        compiled: bool = False,
     ) -> None:
+        if compiled:
+            prepare_compiler(device, threads)
         torch = load_torch()
         if threads is not None:
             torch.set_num_threads(threads)
         from model.out_of_memory import is_out_of_memory  # imports torch, so only after `load_torch`
 
         self._is_out_of_memory = is_out_of_memory
-        self._vae = load_vae(config, device, compute_dtype)
+        self._vae = load_vae(config, device, compute_dtype, compiled=compiled)
         self._torch = torch
         self._device = torch.device(device)
         self._moments = moments

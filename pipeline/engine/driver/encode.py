@@ -14,6 +14,7 @@ from pipeline import encoder as encoder
 from pipeline.corpus import PassedOver, job_annotations
 from pipeline.engine.driver.budget import BuildPlan, Unlimited
 from pipeline.engine.driver.build import Build
+from pipeline.engine.driver.compile_choice import choose_compile, record_choice
 from pipeline.engine.driver.coverage import Work, find_work, without_unchanged
 from pipeline.engine.driver.executor import Executor
 from pipeline.engine.driver.progress import Display, Silent
@@ -91,7 +92,11 @@ def _encode(job: EncodeJob, display: Display, control: Control, annotations: Ann
             executor.connect()
         device, dtype = executor.resolve_device()
         network = executor.network()
-        context = make_context(job, _rules(job, network.spec), network, device, dtype, ledger.layout)
+        plain = make_context(job, _rules(job, network.spec), network, device, dtype, ledger.layout)
+        of_receipts = {item.fingerprint for item in receipts}
+        here = not executor.joins
+        choice = choose_compile(plain, store, of_receipts, shards, executor.encoder_cores, encodes_here=here)
+        context = plain.as_compiled() if choice.on else plain
         work = _work(job, shards, receipts, context, store)
         notices += work.notices
         todo, before, reasons = work.todo(job.storage), work.before(), work.reasons()
@@ -103,6 +108,8 @@ def _encode(job: EncodeJob, display: Display, control: Control, annotations: Ann
             network=network.spec.network,
             untrained=bool(network.identity["untrained"]),
             device=device,
+            compiled=choice.on,
+            compile_reason=choice.reason,
             shards_total=len(todo) + len(work.finished),
             shards_before=len(work.finished),
             notices=notices,
@@ -113,12 +120,13 @@ def _encode(job: EncodeJob, display: Display, control: Control, annotations: Ann
         notices += _weights_notices(job.model.checkpoint, network.spec.network, network.identity, network.provenance)
         if todo:
             executor.connect()
-            notices += executor.notices()
+            notices += [*executor.notices(), choice.line]
         for text in notices:
             display.notice(text)
         summaries.save()
         del summaries
         if todo:
+            record_choice(plain, store, choice)
             _write_card(context, store)
             admitted = control.budget.admitted(todo)
             rows = annotations.with_rows

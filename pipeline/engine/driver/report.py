@@ -49,6 +49,8 @@ class BuildReport:
     notices: list[str] = field(default_factory=list)
     taken_down: int = 0  # inputs that are not encoded because a takedown names them
     passed_over: dict[str, Any] = field(default_factory=dict)  # objects in the inputs that are not encoded, by kind
+    compiled: bool = False  # steps of the network run through torch.compile
+    compile_reason: str = ""  # why, or why not
 
     @property
     def ok(self) -> bool:

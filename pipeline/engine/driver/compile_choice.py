@@ -1,0 +1,190 @@
+"""Whether a build compiles its network (`engine.compile`): what the output recorded, what the job asks for, or an estimate.
+
+A compiled network gives other bits, so the choice is part of the fingerprint, and latents that are alike in all else must not mix both.
+The first build that encodes records its choice in the output, `_compile/{fingerprint}.json`, created only if absent; later builds follow it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from model.registry import family_of
+from pipeline.encoder.compiling import COMPILE_S, SAVED_CORE_S, missing_compiler, why_never_compiled
+from pipeline.errors import BuildError, ConfigError, NotFound, OutputError
+from pipeline.format.layout import compile_key
+from pipeline.units import quantity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    from pipeline.engine.worker.build_context import BuildContext
+    from pipeline.records import ClipRules, Shard
+    from pipeline.storage import Store
+
+# Of the estimate. A wrong "on" costs a few minutes, a wrong "off" a quarter of a long build: rough numbers do.
+PAYS = 2.0  # times the time of compiling that compiled steps must save
+VIDEO_BYTES = 1 << 20  # of a video inside a tar
+FRAME_BYTES = 20_000  # of a source frame: 4 Mbit/s at 25 frames a second
+SIZES_OF_AREA = 8  # frame sizes that a corpus gives where they follow from the aspect ratios of its videos
+
+
+@dataclass(frozen=True, slots=True)
+class CompileChoice:
+    """Whether steps are compiled, and why: `reason` goes on "compile: off, …". `recorded`: the output says so; `settled`: nothing to record."""
+
+    on: bool
+    reason: str
+    settled: bool = False
+
+    @property
+    def line(self) -> str:
+        """The choice for the user."""
+        return f"compile: {_word(self.on)}, {self.reason}"
+
+
+def choose_compile(
+    plain: BuildContext,
+    store: Store,
+    fingerprints: Collection[str],
+    shards: Sequence[Shard],
+    cores: Callable[[], float],
+    *,
+    encodes_here: bool = True,
+) -> CompileChoice:
+    """The choice of a build; nothing is written.
+
+    Args:
+        plain: context of the build without compiling.
+        store: the output.
+        fingerprints: of its receipts.
+        shards: the inputs as listed.
+        cores: gives the CPU cores of all encoders together; called only if the estimate needs them.
+        encodes_here: whether encoders run on this machine. Those of a cluster look for a compiler themselves (`prepare_compiler`).
+
+    Raises:
+        ConfigError: the job asks for what the output, the network or this machine does not allow.
+    """
+    asked, network, device = plain.job.engine.compile, plain.spec["network"], plain.device
+    if (never := why_never_compiled(network)) is not None:
+        if asked == "on":
+            raise ConfigError(f"engine.compile: got on, and {never}; use auto or off")
+        return CompileChoice(False, never, settled=True)
+    recorded = _recorded(plain, store, fingerprints)
+    if recorded is not None:
+        if asked != "auto" and (asked == "on") != recorded:
+            raise ConfigError(_conflict(asked == "on", recorded, store))
+        choice = CompileChoice(recorded, "as the latents of this output", settled=True)
+    elif asked != "auto":
+        choice = CompileChoice(asked == "on", f"engine.compile={asked}")
+    else:
+        choice = _estimated(plain, store, shards, cores)
+    if choice.on and (missing := missing_compiler(device)) is not None:
+        if recorded is None and asked == "auto":
+            return CompileChoice(False, missing)
+        if encodes_here:
+            of_output = f"; {store.root} holds latents of a compiled network" if recorded else ""
+            raise ConfigError(f"engine.compile: {missing}{of_output}")
+    return choice
+
+
+def record_choice(plain: BuildContext, store: Store, choice: CompileChoice) -> None:
+    """Records a choice that the output does not have yet, before the first latent is written.
+
+    Raises:
+        BuildError: another build has recorded the other one meanwhile.
+    """
+    if choice.settled:
+        return
+    key = compile_key(plain.fingerprint)
+    made = {
+        "format": "latentset-compile",
+        "compile": choice.on,
+        "reason": choice.reason,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    store.put_if_absent(key, json.dumps(made, indent=1).encode())
+    if _read(store, key) is not choice.on:  # written by another build
+        raise BuildError(f"{_conflict(choice.on, not choice.on, store)}; with engine.compile=auto the same command goes on with it")
+
+
+def _recorded(plain: BuildContext, store: Store, fingerprints: Collection[str]) -> bool | None:
+    """The output's choice. Latents tell as well: those of older versions of Lathe, and of an output whose record was lost."""
+    found = _read(store, compile_key(plain.fingerprint))
+    if found is None and plain.fingerprint in fingerprints:
+        return False
+    if found is None and plain.as_compiled().fingerprint in fingerprints:
+        return True
+    return found
+
+
+def _read(store: Store, key: str) -> bool | None:
+    try:
+        data = store.read(key)
+    except NotFound:
+        return None
+    try:
+        found = json.loads(data)["compile"]
+    except (ValueError, KeyError, TypeError):
+        found = None
+    if not isinstance(found, bool):
+        raise OutputError(
+            f"{key} is not a record of engine.compile: expected JSON with compile true or false, got {data[:80]!r}; delete it if no latents "
+            "were written yet, else say engine.compile=on or off as they were made",
+            uri=store.uri(key),
+        )
+    return found
+
+
+def _conflict(wanted: bool, recorded: bool, store: Store) -> str:
+    return (
+        f"engine.compile: {_word(wanted)} was asked for, and the latents of {store.root} with otherwise equal settings are made with "
+        f"{_word(recorded)}; the two differ in bits. Leave engine.compile at auto to go on, or choose another output"
+    )
+
+
+# --- estimate ---------------------------------------------------------------------------------------------------------
+
+
+def _estimated(plain: BuildContext, store: Store, shards: Sequence[Shard], cores: Callable[[], float]) -> CompileChoice:
+    """The choice for a new output, from its listed inputs."""
+    if plain.device.startswith("cuda"):
+        return CompileChoice(False, "its gain on GPUs is not known yet; engine.compile=on compiles all the same")
+    if not store.conditional_writes():
+        return CompileChoice(False, "the store has no conditional writes, so that builds at once could not agree")
+    if plain.spec["chunking"] == "none":
+        return CompileChoice(False, "each length of its whole clips would be compiled; engine.compile=on compiles all the same")
+    sizes, pixels = _frame_sizes(plain.rules)
+    frames = _frames(plain.rules, shards)
+    saved_s = SAVED_CORE_S[family_of(plain.spec["network"]).name] * frames * pixels / 1e6 / max(1.0, cores())
+    cost_s = COMPILE_S * sizes
+    much = f"about {frames:,.0f} frames of {quantity(sizes, 'size')}"
+    if saved_s < PAYS * cost_s:
+        return CompileChoice(False, f"{much} are too few: it would take about {cost_s:.0f} s and save {saved_s:.0f} s")
+    return CompileChoice(True, f"{much}: it takes about {cost_s:.0f} s for each encoder and saves {saved_s:.0f} s")
+
+
+def _frame_sizes(rules: ClipRules) -> tuple[int, float]:
+    """Number of frame sizes, each of which is compiled, and the mean of their pixels."""
+    kinds = [rules] if rules.images is None else [rules, rules.images]
+    areas = [kind.area for kind in kinds if kind.area is not None]
+    sizes = {(bucket.height, bucket.width) for kind in kinds for bucket in kind.buckets}
+    pixels = [height * width for height, width in sizes] + areas
+    return len(sizes) + SIZES_OF_AREA * len(areas), sum(pixels) / len(pixels)
+
+
+def _frames(rules: ClipRules, shards: Sequence[Shard]) -> float:
+    """Frames to encode, roughly: of tars and of videos only the bytes are known before they are read."""
+    num_bytes = sum(shard.num_bytes for shard in shards)
+    videos = sum(len(shard.objects) if shard.kind == "files" else shard.num_bytes / VIDEO_BYTES for shard in shards)
+    longest = max((bucket.frames for bucket in rules.buckets), default=max(rules.frame_counts))
+    frames = num_bytes / FRAME_BYTES
+    if rules.select in ("head", "uniform") and not rules.spans:
+        frames = min(frames, videos * longest * max(1, rules.select_arg))
+    return frames * len(rules.variants)
+
+
+def _word(on: bool) -> str:
+    return "on" if on else "off"
