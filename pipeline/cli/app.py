@@ -112,7 +112,8 @@ def encode(
         str | None,
         typer.Option(
             "--compile",
-            help="Run the network through torch.compile: auto, on or off. auto: as the output was begun; a new one where it pays. [default: auto]",
+            help="Run the network through torch.compile: auto, on or off. auto: as the output was begun, in a new one where it pays. "
+            "[default: auto]",
         ),
     ] = None,
     progress: Annotated[

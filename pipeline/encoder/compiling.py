@@ -17,9 +17,7 @@ from pipeline.process.scratch import ScratchFolder
 
 COMPILE_S = 60.0
 """Seconds to compile the steps of one frame size on two cores: 7 to 54 were measured, by network."""
-SAVED_CORE_S = {"leanvae": 0.066, "wfvae": 1.0, "wfvae2": 1.0, "ivvae": 16.0}
-"""By family, core seconds that a compiled step saves for a megapixel of video on a CPU, in the slower of float32 and bfloat16. WFVAE2 was
-not measured and counts as WF-VAE. `python -m benchmarks.compiled` measures again."""
+_SAVED_CORE_S = {"leanvae": 0.066, "wfvae": 1.0, "wfvae2": 1.0, "ivvae": 16.0}
 COMPILE_THREADS = 4  # Inductor starts a process for each, which imports torch
 
 
@@ -30,14 +28,21 @@ def why_never_compiled(network: str) -> str | None:
     return f"{network} is a network of diffusers, which is not compiled"
 
 
+def saved_core_s(network: str) -> float:
+    """Core seconds that compiled steps save for a megapixel of video on a CPU, in the slower of float32 and bfloat16. WFVAE2 was not
+    measured and counts as WF-VAE. `python -m benchmarks.compiled` measures again.
+    """
+    return _SAVED_CORE_S[family_of(network).name]
+
+
 def missing_compiler(device: str) -> str | None:
     """What this machine lacks to compile for `device`, and what to do about it; None if it has everything."""
     if device.startswith("cuda"):
         if find_spec("triton") is None:
             return "Triton is not installed; install the package triton"
-        language, names = "C", (os.environ.get("CC", "gcc"), "clang")  # for Triton's launchers
+        language, names = "C", [os.environ.get("CC", "gcc"), "clang"]  # for Triton's launchers
     else:
-        language, names = "C++", (os.environ.get("CXX", "g++"),)
+        language, names = "C++", [os.environ.get("CXX", "g++")]
     if not any(map(shutil.which, names)):
         return f"no {language} compiler was found ({' or '.join(names)}); install {names[0]}"
     header = Path(sysconfig.get_path("include"), "Python.h")
@@ -54,8 +59,8 @@ def prepare_compiler(device: str, threads: int | None) -> None:
     """
     if (missing := missing_compiler(device)) is not None:
         raise ConfigError(
-            f"engine.compile: the network is to be compiled, and {missing}. Latents that are not compiled differ in their last bits, so the "
-            "build does not go on without it; or write to another output with engine.compile=off"
+            f"engine.compile: the network is to be compiled, and {missing}. Without compiling, latents have other bits than the rest of the "
+            "output; engine.compile=off needs another output"
         )
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(min(threads or os.cpu_count() or 1, COMPILE_THREADS)))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", _cache_folder())

@@ -6,6 +6,7 @@ while the next one is prepared. If memory runs out, the batch and then the chunk
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from pipeline.encoder.conditions import Conditions
 from pipeline.encoder.network import Network, load_torch, load_vae, network_of
 from pipeline.encoder.staging import CudaStaging, HostStaging
 from pipeline.encoder.step_budget import StepBudget
-from pipeline.errors import ConfigError
+from pipeline.errors import BuildError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -109,6 +110,10 @@ class Encoder:
         """Chunks per step by chunk shape, as chosen so far."""
         return self._budget.choices()
 
+    def compile_s(self) -> float:
+        """Seconds spent compiling so far; grows while a step is being compiled. May be called from any thread."""
+        return float(self._vae.compile_s)
+
     def device_bytes(self) -> int:
         """Memory of the GPU that this process has reserved for tensors; 0 on a CPU."""
         return int(self._torch.cuda.memory_reserved(self._device)) if self._cuda else 0
@@ -122,6 +127,7 @@ class Encoder:
 
         Raises:
             ConfigError: a single group of frames does not fit into the device's memory.
+            BuildError: `torch.compile` failed.
         """
         frames, _, height, width = chunks[0].planes_T3HW.shape
         if len(chunks) == 1 and self._budget.too_long(frames, height, width):
@@ -130,7 +136,7 @@ class Encoder:
             return self._step(chunks, states)
         except (RuntimeError, MemoryError) as error:
             if not self._is_out_of_memory(error):
-                raise
+                raise _as_compile_error(error) from error
             self._budget.ran_out(len(chunks), frames, height, width)
         self._release_memory()  # after the except block, so that the traceback no longer holds tensors
         if len(chunks) == 1:
@@ -214,6 +220,17 @@ class Encoder:
     def _release_memory(self) -> None:
         if self._cuda:
             self._torch.cuda.empty_cache()
+
+
+def _as_compile_error(error: Exception) -> Exception:
+    """A failure of `torch.compile` as an error that ends the build: no video is to blame. Other errors as they are."""
+    exceptions = sys.modules.get("torch._dynamo.exc")  # imported where anything was compiled
+    if exceptions is None or not isinstance(error, exceptions.TorchDynamoException):
+        return error
+    line = " ".join(str(error).split())[:400]
+    return BuildError(
+        f"engine.compile: torch.compile failed: {line}; encode into another output with engine.compile=off"
+    )
 
 
 def _joined(a: Encoded, b: Encoded) -> Encoded:

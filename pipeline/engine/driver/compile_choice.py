@@ -1,7 +1,7 @@
 """Whether a build compiles its network (`engine.compile`): what the output recorded, what the job asks for, or an estimate.
 
-A compiled network gives other bits, so the choice is part of the fingerprint, and latents that are alike in all else must not mix both.
-The first build that encodes records its choice in the output, `_compile/{fingerprint}.json`, created only if absent; later builds follow it.
+A compiled network gives other bits, so the choice is part of the fingerprint, and an output must not mix both. The first build that encodes
+records its choice there, `_compile/{fingerprint}.json`, created only if absent, and later builds follow it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from model.registry import family_of
-from pipeline.encoder.compiling import COMPILE_S, SAVED_CORE_S, missing_compiler, why_never_compiled
+from pipeline.encoder.compiling import COMPILE_S, missing_compiler, saved_core_s, why_never_compiled
 from pipeline.errors import BuildError, ConfigError, NotFound, OutputError
 from pipeline.format.layout import compile_key
 from pipeline.units import quantity
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from pipeline.engine.worker.build_context import BuildContext
-    from pipeline.records import ClipRules, Shard
+    from pipeline.records import ClipRules, ImageRules, Shard
     from pipeline.storage import Store
 
 # Of the estimate. A wrong "on" costs a few minutes, a wrong "off" a quarter of a long build: rough numbers do.
@@ -33,7 +32,7 @@ SIZES_OF_AREA = 8  # frame sizes that a corpus gives where they follow from the 
 
 @dataclass(frozen=True, slots=True)
 class CompileChoice:
-    """Whether steps are compiled, and why: `reason` goes on "compile: off, …". `recorded`: the output says so; `settled`: nothing to record."""
+    """Whether steps are compiled, and why. `settled`: the output has the choice already, or there is none to make."""
 
     on: bool
     reason: str
@@ -107,7 +106,9 @@ def record_choice(plain: BuildContext, store: Store, choice: CompileChoice) -> N
     }
     store.put_if_absent(key, json.dumps(made, indent=1).encode())
     if _read(store, key) is not choice.on:  # written by another build
-        raise BuildError(f"{_conflict(choice.on, not choice.on, store)}; with engine.compile=auto the same command goes on with it")
+        raise BuildError(
+            f"{_conflict(choice.on, not choice.on, store)}; with engine.compile=auto the same command goes on with it"
+        )
 
 
 def _recorded(plain: BuildContext, store: Store, fingerprints: Collection[str]) -> bool | None:
@@ -131,8 +132,8 @@ def _read(store: Store, key: str) -> bool | None:
         found = None
     if not isinstance(found, bool):
         raise OutputError(
-            f"{key} is not a record of engine.compile: expected JSON with compile true or false, got {data[:80]!r}; delete it if no latents "
-            "were written yet, else say engine.compile=on or off as they were made",
+            f"{key} is not a record of engine.compile: expected JSON with compile true or false, got {data[:80]!r}; delete it, receipts "
+            "tell as well",
             uri=store.uri(key),
         )
     return found
@@ -155,10 +156,12 @@ def _estimated(plain: BuildContext, store: Store, shards: Sequence[Shard], cores
     if not store.conditional_writes():
         return CompileChoice(False, "the store has no conditional writes, so that builds at once could not agree")
     if plain.spec["chunking"] == "none":
-        return CompileChoice(False, "each length of its whole clips would be compiled; engine.compile=on compiles all the same")
+        return CompileChoice(
+            False, "each length of its whole clips would be compiled; engine.compile=on compiles all the same"
+        )
     sizes, pixels = _frame_sizes(plain.rules)
     frames = _frames(plain.rules, shards)
-    saved_s = SAVED_CORE_S[family_of(plain.spec["network"]).name] * frames * pixels / 1e6 / max(1.0, cores())
+    saved_s = saved_core_s(plain.spec["network"]) * frames * pixels / 1e6 / max(1.0, cores())
     cost_s = COMPILE_S * sizes
     much = f"about {frames:,.0f} frames of {quantity(sizes, 'size')}"
     if saved_s < PAYS * cost_s:
@@ -168,7 +171,7 @@ def _estimated(plain: BuildContext, store: Store, shards: Sequence[Shard], cores
 
 def _frame_sizes(rules: ClipRules) -> tuple[int, float]:
     """Number of frame sizes, each of which is compiled, and the mean of their pixels."""
-    kinds = [rules] if rules.images is None else [rules, rules.images]
+    kinds: list[ClipRules | ImageRules] = [rules] if rules.images is None else [rules, rules.images]
     areas = [kind.area for kind in kinds if kind.area is not None]
     sizes = {(bucket.height, bucket.width) for kind in kinds for bucket in kind.buckets}
     pixels = [height * width for height, width in sizes] + areas
