@@ -59,8 +59,8 @@ def prepare_compiler(device: str, threads: int | None) -> None:
     """
     if (missing := missing_compiler(device)) is not None:
         raise ConfigError(
-            f"engine.compile: the network is to be compiled, and {missing}. Without compiling, latents have other bits than the rest of the "
-            "output; engine.compile=off needs another output"
+            f"engine.compile: the network is to be compiled, and {missing}. Without compiling, latents have other bits than the rest of "
+            "the output; engine.compile=off needs another output"
         )
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(min(threads or os.cpu_count() or 1, COMPILE_THREADS)))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", _cache_folder())

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from pipeline.encoder.compiling import COMPILE_S, missing_compiler, saved_core_s, why_never_compiled
-from pipeline.errors import BuildError, ConfigError, NotFound, OutputError
+from pipeline.errors import ConfigError, NotFound, OutputError
 from pipeline.format.layout import compile_key
 from pipeline.units import quantity
 
@@ -26,17 +26,16 @@ if TYPE_CHECKING:
 # Of the estimate. A wrong "on" costs a few minutes, a wrong "off" a quarter of a long build: rough numbers do.
 PAYS = 2.0  # times the time of compiling that compiled steps must save
 VIDEO_BYTES = 1 << 20  # of a video inside a tar
-FRAME_BYTES = 20_000  # of a source frame: 4 Mbit/s at 25 frames a second
+BYTES_A_SECOND, SOURCE_FPS = 500_000, 25.0  # of a video
 SIZES_OF_AREA = 8  # frame sizes that a corpus gives where they follow from the aspect ratios of its videos
 
 
 @dataclass(frozen=True, slots=True)
 class CompileChoice:
-    """Whether steps are compiled, and why. `settled`: the output has the choice already, or there is none to make."""
+    """Whether steps are compiled, and why."""
 
     on: bool
     reason: str
-    settled: bool = False
 
     @property
     def line(self) -> str:
@@ -53,7 +52,7 @@ def choose_compile(
     *,
     encodes_here: bool = True,
 ) -> CompileChoice:
-    """The choice of a build; nothing is written.
+    """The choice of a build, which is recorded in the output if that has none.
 
     Args:
         plain: context of the build without compiling.
@@ -66,37 +65,44 @@ def choose_compile(
     Raises:
         ConfigError: the job asks for what the output, the network or this machine does not allow.
     """
-    asked, network, device = plain.job.engine.compile, plain.spec["network"], plain.device
+    asked, network = plain.job.engine.compile, plain.spec["network"]
     if (never := why_never_compiled(network)) is not None:
         if asked == "on":
             raise ConfigError(f"engine.compile: got on, and {never}; use auto or off")
-        return CompileChoice(False, never, settled=True)
+        return CompileChoice(False, never)
     recorded = _recorded(plain, store, fingerprints)
-    if recorded is not None:
-        if asked != "auto" and (asked == "on") != recorded:
-            raise ConfigError(_conflict(asked == "on", recorded, store))
-        choice = CompileChoice(recorded, "as the latents of this output", settled=True)
-    elif asked != "auto":
+    if recorded is None:
         choice = CompileChoice(asked == "on", f"engine.compile={asked}")
-    else:
-        choice = _estimated(plain, store, shards, cores)
-    if choice.on and (missing := missing_compiler(device)) is not None:
-        if recorded is None and asked == "auto":
-            return CompileChoice(False, missing)
-        if encodes_here:
-            of_output = f"; {store.root} holds latents of a compiled network" if recorded else ""
-            raise ConfigError(f"engine.compile: {missing}{of_output}")
-    return choice
+        if asked == "auto":
+            choice = _estimated(plain, store, shards, cores)
+        elif choice.on and encodes_here:
+            _need_compiler(plain.device, "")
+        if _record(plain, store, choice):
+            return choice
+        recorded = not choice.on  # another build was first
+    if asked != "auto" and (asked == "on") != recorded:
+        raise ConfigError(
+            f"engine.compile: {asked} was asked for, and the latents of {store.root} with otherwise equal settings are made with "
+            f"{_word(recorded)}; the two differ in bits. Leave engine.compile at auto to go on, or choose another output"
+        )
+    reason = "as the latents of this output"
+    if recorded and encodes_here:
+        _need_compiler(plain.device, f"; {store.root} holds latents of a compiled network")
+    if not recorded and asked == "auto" and (new := _estimated(plain, store, shards, cores)).on:
+        reason += f"; another output would be compiled, {new.reason}"
+    return CompileChoice(recorded, reason)
 
 
-def record_choice(plain: BuildContext, store: Store, choice: CompileChoice) -> None:
-    """Records a choice that the output does not have yet, before the first latent is written.
+def _need_compiler(device: str, more: str) -> None:
+    if (missing := missing_compiler(device)) is not None:
+        raise ConfigError(f"engine.compile: {missing}{more}")
 
-    Raises:
-        BuildError: another build has recorded the other one meanwhile.
-    """
-    if choice.settled:
-        return
+
+# --- record -----------------------------------------------------------------------------------------------------------
+
+
+def _record(plain: BuildContext, store: Store, choice: CompileChoice) -> bool:
+    """Records the choice unless the output has one. Returns whether it is the one that counts."""
     key = compile_key(plain.fingerprint)
     made = {
         "format": "latentset-compile",
@@ -105,10 +111,7 @@ def record_choice(plain: BuildContext, store: Store, choice: CompileChoice) -> N
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     store.put_if_absent(key, json.dumps(made, indent=1).encode())
-    if _read(store, key) is not choice.on:  # written by another build
-        raise BuildError(
-            f"{_conflict(choice.on, not choice.on, store)}; with engine.compile=auto the same command goes on with it"
-        )
+    return _read(store, key) is choice.on  # read back: some stores do not decide a race
 
 
 def _recorded(plain: BuildContext, store: Store, fingerprints: Collection[str]) -> bool | None:
@@ -139,13 +142,6 @@ def _read(store: Store, key: str) -> bool | None:
     return found
 
 
-def _conflict(wanted: bool, recorded: bool, store: Store) -> str:
-    return (
-        f"engine.compile: {_word(wanted)} was asked for, and the latents of {store.root} with otherwise equal settings are made with "
-        f"{_word(recorded)}; the two differ in bits. Leave engine.compile at auto to go on, or choose another output"
-    )
-
-
 # --- estimate ---------------------------------------------------------------------------------------------------------
 
 
@@ -166,6 +162,8 @@ def _estimated(plain: BuildContext, store: Store, shards: Sequence[Shard], cores
     much = f"about {frames:,.0f} frames of {quantity(sizes, 'size')}"
     if saved_s < PAYS * cost_s:
         return CompileChoice(False, f"{much} are too few: it would take about {cost_s:.0f} s and save {saved_s:.0f} s")
+    if (missing := missing_compiler(plain.device)) is not None:
+        return CompileChoice(False, missing)
     return CompileChoice(True, f"{much}: it takes about {cost_s:.0f} s for each encoder and saves {saved_s:.0f} s")
 
 
@@ -183,7 +181,7 @@ def _frames(rules: ClipRules, shards: Sequence[Shard]) -> float:
     num_bytes = sum(shard.num_bytes for shard in shards)
     videos = sum(len(shard.objects) if shard.kind == "files" else shard.num_bytes / VIDEO_BYTES for shard in shards)
     longest = max((bucket.frames for bucket in rules.buckets), default=max(rules.frame_counts))
-    frames = num_bytes / FRAME_BYTES
+    frames = num_bytes / BYTES_A_SECOND * (rules.fps or SOURCE_FPS)
     if rules.select in ("head", "uniform") and not rules.spans:
         frames = min(frames, videos * longest * max(1, rules.select_arg))
     return frames * len(rules.variants)

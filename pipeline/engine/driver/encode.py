@@ -14,7 +14,7 @@ from pipeline import encoder as encoder
 from pipeline.corpus import PassedOver, job_annotations
 from pipeline.engine.driver.budget import BuildPlan, Unlimited
 from pipeline.engine.driver.build import Build
-from pipeline.engine.driver.compile_choice import choose_compile, record_choice
+from pipeline.engine.driver.compile_choice import choose_compile
 from pipeline.engine.driver.coverage import Work, find_work, without_unchanged
 from pipeline.engine.driver.executor import Executor
 from pipeline.engine.driver.progress import Display, Silent
@@ -126,7 +126,6 @@ def _encode(job: EncodeJob, display: Display, control: Control, annotations: Ann
         summaries.save()
         del summaries
         if todo:
-            record_choice(plain, store, choice)
             _write_card(context, store)
             admitted = control.budget.admitted(todo)
             rows = annotations.with_rows
