@@ -17,6 +17,7 @@ from pipeline.engine.driver.build import Build
 from pipeline.engine.driver.compile_choice import choose_compile
 from pipeline.engine.driver.coverage import Work, find_work, without_unchanged
 from pipeline.engine.driver.executor import Executor
+from pipeline.engine.driver.other_settings import other_settings_notices
 from pipeline.engine.driver.progress import Display, Silent
 from pipeline.engine.driver.reject_budget import budget_exceeded
 from pipeline.engine.driver.report import BuildReport
@@ -98,7 +99,7 @@ def _encode(job: EncodeJob, display: Display, control: Control, annotations: Ann
         choice = choose_compile(plain, store, of_receipts, shards, executor.encoder_cores, encodes_here=here)
         context = plain.as_compiled() if choice.on else plain
         work = _work(job, shards, receipts, context, store)
-        notices += work.notices
+        notices += [*work.notices, *other_settings_notices(work.others, store, context)]
         todo, before, reasons = work.todo(job.storage), work.before(), work.reasons()
         seen = bool(work.finished or work.touched)
         control.approve(BuildPlan(context.fingerprint, context.fingerprint_parts, shards, receipts, todo, seen))
