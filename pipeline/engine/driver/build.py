@@ -146,6 +146,7 @@ class Build:
         finally:
             self._repeats.flush()
             self._report.wall_s = time.monotonic() - self._begun
+            self._report.compile_s = self._live.compile_s()
             self._report.encoder_s = self._up_time.seconds(time.monotonic())
             for shard_id, why in self._dispatcher.given_up.items():
                 shard = self._by_id[shard_id]  # names of shards in different folders may be the same
