@@ -66,6 +66,7 @@ def render(
         visible=visible,
         size=size,
         duration=duration,
+        length_of=_length,
         count=_count,
         plural=_plural,
         numbers=_numbers,
@@ -131,6 +132,11 @@ def _count(number: float | None) -> str:
     if number is None:
         return "not known"
     return f"{number:,}" if isinstance(number, int) else f"{number:,.1f}"
+
+
+def _length(seconds: float) -> str:
+    """Length of video, in hours where it is long."""
+    return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else duration(seconds)
 
 
 def _plural(number: int, noun: str) -> str:
