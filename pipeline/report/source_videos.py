@@ -25,9 +25,9 @@ def source_videos(snapshot: Snapshot) -> SourceVideos | None:
         encoded_s=encoded.get(MILLISECONDS, 0) / 1000,
         rejected_s=rejected.get(MILLISECONDS, 0) / 1000,
         histograms=(
-            _histogram("Length of source videos", "from this length", LENGTH, LENGTHS_S, _length, encoded, rejected),
+            _histogram("Source videos by length", "at least", LENGTH, LENGTHS_S, _length, encoded, rejected),
             _histogram(
-                "Size of source videos", "pixels of the shorter side, from", SIDE, SIDES_PX, str, encoded, rejected
+                "Source videos by size", "pixels of the shorter side, at least", SIDE, SIDES_PX, str, encoded, rejected
             ),
         ),
     )
