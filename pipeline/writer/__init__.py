@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from pipeline.errors import BuildError, StorageUnavailable
 from pipeline.format.codec import INT8, held_type, storage_name
-from pipeline.format.columns import bucket_name, latent_row
+from pipeline.format.columns import latent_row
 from pipeline.format.index import write_index
 from pipeline.format.tensors import LARGEST_HALF, SpanChecker, measure, measure_stored
 from pipeline.records import ChannelStats, WrittenFile
@@ -165,7 +165,7 @@ class ShardWriter:
             stats = stats.merge(values)
         self._stats = stats
         self._ids |= ids
-        self._take(bucket_name(variants[0].plan.bucket), rows)
+        self._take(variants[0].plan.bucket.name, rows)
 
     def _checked(self, clip: LatentClip, others: set[str]) -> tuple[LatentRow, ChannelStats]:
         """Row and statistics of one variant; `others`: ids of those before it."""
