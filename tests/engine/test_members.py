@@ -208,9 +208,22 @@ def test_no_member_has_the_name_of_a_column():
     assert set(SCALARS) <= RESERVED
 
 
-def test_members_are_of_videos():
-    with pytest.raises(ConfigError, match="build of their own"):
-        build_job({"inputs": ["x"], "output": "o", "members.control": "d.mp4", "images.policy": "keep"})
+def test_images_beside_paired_videos_need_unpaired_encode():
+    options = {"inputs": ["x"], "output": "o", "members.control": "d.mp4"}
+    with pytest.raises(ConfigError, match="set unpaired to encode"):
+        build_job({**options, "images.policy": "keep"})
+    with pytest.raises(ConfigError, match=r"images.policy is only"):
+        build_job({**options, "images.policy": "only", "unpaired": "encode"})
+
+
+def test_unpaired_is_part_of_the_fingerprint_of_a_job_with_members_alone():
+    rule = MemberRule((("control", "depth.mp4"),))
+    options = {"inputs": ["x"], "output": "o", "unpaired": "encode"}
+    encode_all = build_job({**options, "members.control": "depth.mp4"}).member_rule
+    assert rule.to_dict() == {"version": 1, "video": "", "others": {"control": "depth.mp4"}}
+    assert encode_all.to_dict() == {**rule.to_dict(), "unpaired": True}
+    assert MemberRule.of({"members": encode_all.to_dict()}) == encode_all
+    assert not build_job(options).member_rule.unpaired
 
 
 def test_a_decoder_that_crashes_costs_no_row_and_doubles_none(built, stored, tmp_path):
