@@ -14,7 +14,7 @@ from pipeline.engine.decoders.losses import Restarted
 from pipeline.engine.decoders.sample_stream import SampleStream
 from pipeline.errors import AccessError, ConfigError, LatheError, NotFound, SourceChanged, SourceRefused
 from pipeline.forecast.totals import Forecast, ForecastTotals, LatentSize
-from pipeline.format.stored import is_tensor, stored_names
+from pipeline.format.stored import FIRST_FRAME, is_tensor, stored_names
 from pipeline.format.tensors import STORAGE_TYPES
 from pipeline.records import OpenedVideo, Reject
 from pipeline.video.clips import resolve_rules
@@ -57,6 +57,7 @@ def forecast_job(job: EncodeJob) -> Forecast:
         space_stride=spec.space_stride,
         tensors=sum(map(is_tensor, stored_names(moments=job.write.moments, store=job.write.store))),
         lead_frames=spec.lead_frames,
+        first_frames=FIRST_FRAME in job.write.store,
     )
     totals = ForecastTotals(rules, latent)
     unreadable: list[str] = []
@@ -82,6 +83,8 @@ def forecast_job(job: EncodeJob) -> Forecast:
                 elif isinstance(outcome, Reject):
                     totals.rejected(outcome)
     totals.warn(stream.counters)
+    if job.write.compression != "none":
+        totals.notice(f"latents are counted before compression by {job.write.compression}")
     for text in sorted(unreadable):
         totals.notice(text)
     return replace(totals.result(), passed_over=passed_over.to_dict())

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pipeline.records import ClipPlan, ClipRules, OpenedVideo, Reject, Sample
 
 EXAMPLES = 5  # keys named for each reason
+FIRST_FRAME_BYTES = 0.4
+"""Bytes a pixel of a first frame of real video, lossless WebP: 0.31 and 0.50 were measured (docs/i2v.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class LatentSize:
     space_stride: int
     tensors: int = 1
     lead_frames: int = 1
+    first_frames: bool = False  # whether first frames are stored
 
     def num_bytes(self, frames: int, height: int, width: int, members: int = 0, masks: int = 0) -> int:
         """Bytes of a clip's latents before compression; height and width in pixels. The file format adds a few per cent.
@@ -75,7 +78,8 @@ class Forecast:
     frames: int
     video_seconds: float  # of the videos that opened
     clip_seconds: float
-    latent_bytes: int
+    latent_bytes: int  # before compression
+    first_frame_bytes: int  # estimate, 0 where none is stored
     buckets: dict[str, BucketFill]
     dropped: dict[str, Dropped]
     warnings: dict[str, int]
@@ -94,6 +98,7 @@ class ForecastTotals:
         self._rules, self._latent = rules, latent
         self._samples = self._with_clips = 0
         self._video_seconds = 0.0
+        self._first_frame_pixels = 0
         self._buckets: dict[str, BucketFill] = {}
         self._dropped: dict[str, Dropped] = {}
         self._warnings: dict[str, int] = {}
@@ -139,6 +144,7 @@ class ForecastTotals:
         fill.clips += 1
         fill.frames += frames
         fill.seconds += frames / clip.fps if clip.fps else 0.0  # an image lasts no time
+        self._first_frame_pixels += clip.bucket.height * clip.bucket.width * self._latent.first_frames
         masks = sum(is_mask(member.name) for member in sample.members)
         sizes = clip.bucket.height, clip.bucket.width, len(sample.members) - masks, masks
         fill.latent_bytes += self._latent.num_bytes(frames, *sizes)
@@ -155,6 +161,7 @@ class ForecastTotals:
             video_seconds=self._video_seconds,
             clip_seconds=sum(fill.seconds for fill in fills),
             latent_bytes=sum(fill.latent_bytes for fill in fills),
+            first_frame_bytes=round(self._first_frame_pixels * FIRST_FRAME_BYTES),
             buckets=dict(sorted(self._buckets.items())),
             dropped=dict(sorted(self._dropped.items(), key=lambda item: (-item[1].count, item[0]))),
             warnings=dict(sorted(self._warnings.items())),

@@ -97,7 +97,7 @@ class LatentDataset:
             has = self.bounds[name,].low.to_numpy(zero_copy_only=False)
             if lacking := int(counts[~has].sum()):
                 raise ConfigError(
-                    f"columns: {lacking} of {int(counts.sum())} rows of {self.store.root} have no {name}; take the others alone by "
+                    f"{lacking} of {int(counts.sum())} rows of {self.store.root} have no {name}; take the others alone by "
                     f'where "{name} is not null", or these by "{name} is null"'
                 )
         self.others = tuple(others)
