@@ -18,6 +18,7 @@ from pipeline.ledger.snapshots import Snapshots
 from pipeline.loader.dataset import LatentDataset
 from pipeline.loader.loader import LatentLoader
 from pipeline.operate.compact import compact
+from pipeline.operate.inspect import file_metadata
 from pipeline.operate.publish import PublishOptions, publish
 from pipeline.operate.verify import verify_output
 from pipeline.records import MemberRule
@@ -119,6 +120,14 @@ def test_other_readers_find_the_same_columns_in_every_file(output, tmp_path):
     assert {row["id"] for row in rows if row["mask_dtype"] is None} == ids(output, with_members=False)
     view = DeltaTable(f"{output.uri}/data").to_pyarrow_table(columns=["id", "control_bytes"]).to_pylist()
     assert {row["id"] for row in view if row["control_bytes"]} == ids(output, with_members=True)
+
+
+def test_a_file_says_which_paired_videos_its_rows_are_without(output):
+    for key in output.store.keys("data/"):
+        if not key.endswith(".idx"):
+            about = file_metadata(output.store, key)["latent"]
+            names = set(about.get("store", ())) & set(NAMES), set(about.get("without", ()))
+            assert names in ((set(NAMES), set()), (set(), set(NAMES)))
 
 
 def test_compaction_keeps_both_kinds_apart_and_every_byte_verifies(output):
