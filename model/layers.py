@@ -39,6 +39,11 @@ def no_autocast(x: torch.Tensor) -> AbstractContextManager[Any]:
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
+def own_autocast(layer: nn.Module, x: torch.Tensor) -> AbstractContextManager[Any]:
+    """Within: no autocast if the layer's attribute `full_precision` is true, else the caller's."""
+    return no_autocast(x) if layer.full_precision else nullcontext()
+
+
 def for_weights(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """`x` in the type of a layer's weights where that is shorter: a network whose weights have 16 bits multiplies in 16 bits."""
     return x.to(weight.dtype) if weight.dtype.itemsize < x.dtype.itemsize else x
