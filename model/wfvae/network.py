@@ -14,7 +14,7 @@ from torch import nn
 
 from model import inputs
 from model.history import WHOLE, History
-from model.layers import COLOURS, run
+from model.layers import COLOURS, run, set_products
 from model.posterior import LOGVAR_RANGE, Posterior
 from model.reconstruction import Coefficients, Reconstruction
 from model.registry import complete, spec
@@ -210,6 +210,10 @@ class Network(nn.Module):
         posterior, encoded = self._encoded(video_BCTHW)
         video, decoded = self._decoded(posterior.with_noise(noise_BCthw))
         return Reconstruction(video, posterior, Coefficients(encoded, decoded))
+
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Casts the weights for inference with large products in `dtype`."""
+        set_products(self, dtype)
 
     def last_layer(self) -> nn.Parameter:
         """Kernel of the finest bands, where adaptive weights compare gradients."""
