@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 
 import numpy as np
@@ -13,12 +11,12 @@ import torch
 import pipeline
 from pipeline.config import ClipConfig, DecodeConfig, DrillConfig, validate
 from pipeline.encoder import Network
-from pipeline.engine.decoders.lanes import LaneReady
 from pipeline.engine.nvdec import decoder
 from pipeline.engine.nvdec.lanes import NvdecLanes, visible
+from pipeline.engine.worker import build_context, pool
 from pipeline.engine.worker.build_context import check_decode_device, make_context
 from pipeline.errors import ConfigError, WorkerLost
-from pipeline.records import ClipFailed, EncodedVideo, FrameChunk, OpenedVideo, VideoEnded
+from pipeline.records import ClipFailed, EncodedVideo, FrameChunk, VideoEnded
 from pipeline.video.clips import resolve_rules
 from pipeline.video.cutting import CutRequest, Cutter
 from pipeline.video.decode import hardware, open_video
@@ -27,7 +25,7 @@ from tests.odd_inputs import damage
 from tests.pipeline.cropped_files import with_pixel_crop
 from tests.pipeline.decoded import FAST, HDR, X265, limits, planes
 from tests.pipeline.latent_clips import SPEC
-from tests.tiny_corpus import tiny_job
+from tests.tiny_corpus import receipts, rows, tiny_job, write_tar
 from tests.video_files import encode, textured, write
 
 CUDA = {"device": "cuda", "nvdec_min_pixels": 0}
@@ -178,22 +176,29 @@ def collect(lanes, count):
     return answers
 
 
-def test_a_decoder_process_checks_nvdec_then_decodes_and_may_be_killed(fake):
-    data, lanes = encode(5, **PICTURES, options=FAST), FakeLanes(1, 4 << 30, "cuda")
-    try:
-        assert collect(lanes, 1) == [(0, -1, LaneReady())]
-        lanes.open(0, 1, request(data, **CUDA))
-        lanes.pull(0, 1)
-        (_, _, first), (_, _, chunk) = collect(lanes, 2)
-        assert isinstance(first, OpenedVideo)
-        assert first.info.warnings[-1] == "nvdec"
-        np.testing.assert_array_equal(chunk.planes_T3HW, cut(data)[0].planes_T3HW)
-        os.kill(lanes.pids()[0], signal.SIGKILL)
-        ((_, _, lost),) = collect(lanes, 1)
-        assert isinstance(lost, WorkerLost)
-        assert not lost.blame
-    finally:
-        lanes.close()
+def test_a_build_has_the_latents_of_libav_and_its_receipt_counts_decoders(tmp_path, monkeypatch):
+    """The whole build, with processes that check NVDEC first; the GPU alone is missing."""
+    write_tar(tmp_path / "a.tar", {"a": {"mp4": encode(10, **PICTURES, options=FAST)}, "b": {"mp4": MPEG4}})
+    plain = tiny_job(tmp_path / "a.tar", tmp_path / "plain")
+    pipeline.encode(plain)
+    monkeypatch.setattr(build_context, "check_decode_device", lambda decode, network: None)
+    monkeypatch.setattr(pool, "NvdecLanes", lambda count, memory, device: FakeLanes(count, memory, "cuda"))
+    cuda = [f"decode.{name}={value}" for name, value in CUDA.items()]
+    job = tiny_job(tmp_path / "a.tar", tmp_path / "cuda", *cuda)
+    pipeline.encode(job)
+    ours, theirs = rows(job.output), rows(plain.output)
+    by_key = {row["source_key"]: row["warnings"][-1] for row in ours.values()}
+    assert by_key == {"a": "nvdec", "b": "not_nvdec:codec"}
+    assert latents(ours) == latents(theirs)
+    (receipt,) = receipts(job.output)
+    assert {name: n for name, n in receipt.warnings.items() if "nvdec" in name} == {"nvdec": 1, "not_nvdec": 1}
+
+
+MPEG4 = encode(10, **PICTURES, codec="mpeg4")
+
+
+def latents(found: dict[str, dict]) -> list[tuple[str, bytes]]:
+    return sorted((row["source_key"], row["vae_latent_bytes"]) for row in found.values())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has a GPU")

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from pipeline.video.decode.orientation import Orientation
     from pipeline.video.decode.packet_table import PacketTable
 
-PROBE = Recipe("clouds", "", "mp4", "libx264", 360, 640, 30, 0.4, X264)
-PROBE_GEOMETRY = Geometry(135, 240, 0, 0, 135, 240)
+PROBE = Recipe("clouds", "", "mp4", "libx264", 192, 320, 30, 0.3, X264)
+PROBE_GEOMETRY = Geometry(81, 135, 0, 0, 81, 135)
 
 
 class Nvdec:
