@@ -14,7 +14,6 @@ from pipeline.records import Reject
 from pipeline.video.clips import ROUNDING_S, grid_length
 
 if TYPE_CHECKING:
-
     from pipeline.records import ClipRules, EncodedVideo, TimeSpan
 
 LATE_S = 0.5  # by which a span may exceed its video: frame counts over a rounded rate drift as much in ten minutes
