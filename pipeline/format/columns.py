@@ -25,7 +25,7 @@ from pipeline.format.stored import (
     tensor_shape,
 )
 from pipeline.format.tensors import Payload, image_payload, payload
-from pipeline.records import Bucket, LatentClip
+from pipeline.records import LatentClip
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -116,11 +116,6 @@ def parquet_schema(*, moments: bool, store: Collection[str] = (), without: Colle
     return pa.schema(columns + [pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in SCALARS.items()])
 
 
-def bucket_name(bucket: Bucket) -> str:
-    """`v17x256x256`; `vnx256x256` where clips are whole videos. A folder name and the `bucket` column."""
-    return f"v{bucket}"
-
-
 def latent_row(
     clip: LatentClip,
     fingerprint: str,
@@ -197,7 +192,7 @@ def _scalars(clip: LatentClip, fingerprint: str) -> dict[str, Any]:
         "num_frames": clip.num_frames,
         "duration_sec": clip.end_s - plan.start_s,
         "fps": plan.fps,
-        "bucket": bucket_name(bucket),
+        "bucket": bucket.name,
         "variant": plan.variant,
         "source_uri": storable(sample.uri),
         "source_key": storable(sample.key),

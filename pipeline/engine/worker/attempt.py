@@ -173,7 +173,7 @@ class ShardAttempt:
         """A decoder has opened the video. Clips that an earlier receipt holds are not encoded again."""
         self._scope.opened(sample, opened)
         earlier = self._scope.earlier_clips(sample, opened)
-        self._accounts.opened(sample, len(opened.clips), opened.rejects, earlier)
+        self._accounts.opened(sample, opened, earlier)
 
     def clip_id(self, sample: Sample, plan: ClipPlan) -> str:
         """Id of the latent of a clip."""
@@ -349,6 +349,7 @@ class ShardAttempt:
             empty=self._scope.empty(self._accounts.encoded),
             warnings=self._accounts.warnings_with(reader.counters if self.shard.retry is None else {}),
             recovered=self._scope.recovered(self._accounts.encoded),
+            videos=tuple(dict(self._accounts.videos.get(source.uri, {})) for source in shard.objects),
         )
 
     def _result_of(self, receipt: Receipt, timings: Timings) -> ShardResult:
