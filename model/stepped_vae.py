@@ -8,6 +8,7 @@ batch give the same bits, and memory is that of one step. On other devices a ste
 from __future__ import annotations
 
 import copy
+import time
 from functools import cached_property
 from itertools import pairwise
 from types import FunctionType
@@ -58,6 +59,11 @@ class SteppedVAE(CausalVAE):
         if self.compiled:
             find_compiler()
         self._compiled_steps: dict[tuple[object, ...], Step] = {}
+        self._clock = _Clock()
+
+    @property
+    def compile_s(self) -> float:  # noqa: D102
+        return self._clock.seconds
 
     # ---- facts of a family ------------------------------------------------------------------------------------------
 
@@ -199,20 +205,20 @@ class SteppedVAE(CausalVAE):
             return eager
         key = (kind, x.shape, None if past is None else tuple(tensor.shape for tensor in past), last)
         if key not in self._compiled_steps:
-            self._compiled_steps[key] = _Compiled(eager, self.device)
+            self._compiled_steps[key] = _Compiled(eager, self.device, self._clock)
         return self._compiled_steps[key]
 
 
 class _Compiled:
     """A step compiled for its shapes, at its first call. On a CPU Inductor packs the weights into the compiled step ("freezing")."""
 
-    def __init__(self, step: Any, device: torch.device) -> None:
+    def __init__(self, step: Any, device: torch.device, clock: _Clock) -> None:
         # Dynamo counts compilations by code object, and gives up after eight: each step needs its own.
         own = FunctionType(
             step.__code__.replace(), step.__globals__, step.__name__, step.__defaults__, step.__closure__
         )
         self._run: Any = torch.compile(own, fullgraph=True, dynamic=False)
-        self._freezing, self._ready = device.type == "cpu", False
+        self._freezing, self._ready, self._clock = device.type == "cpu", False, clock
 
     def __call__(self, *tensors: torch.Tensor) -> StateTensors:
         if self._ready:
@@ -221,10 +227,32 @@ class _Compiled:
         import torch._inductor.config as inductor
 
         # Not by `options`: Dynamo, which makes parameters constants, reads the process's configuration.
-        with inductor.patch(freezing=self._freezing):
+        with self._clock, inductor.patch(freezing=self._freezing):
             results = self._run(*tensors)
         self._ready = True
         return results
+
+
+class _Clock:
+    """Sum of the times spent inside its `with` blocks, the present one included. One thread enters, any reads."""
+
+    def __init__(self) -> None:
+        self._spent_since: tuple[float, float | None] = (
+            0.0,
+            None,
+        )  # one value, so that a reader sees both or neither change
+
+    def __enter__(self) -> None:
+        self._spent_since = self._spent_since[0], time.monotonic()
+
+    def __exit__(self, *exc: object) -> None:
+        self._spent_since = self.seconds, None
+
+    @property
+    def seconds(self) -> float:
+        """The sum now."""
+        spent, since = self._spent_since
+        return spent if since is None else spent + time.monotonic() - since
 
 
 def find_compiler() -> str:

@@ -6,18 +6,20 @@ while the next one is prepared. If memory runs out, the batch and then the chunk
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.encoder.clip_states import ClipStates
+from pipeline.encoder.compiling import prepare_compiler
 from pipeline.encoder.conditions import Conditions
 from pipeline.encoder.device_memory import DeviceMemory
 from pipeline.encoder.network import Network, load_torch, load_vae, network_of
 from pipeline.encoder.staging import CudaStaging, HostStaging
 from pipeline.encoder.step_budget import StepBudget
-from pipeline.errors import ConfigError
+from pipeline.errors import BuildError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,7 +59,8 @@ class Launched:
 class Encoder:
     """Network on its device. `threads`: of arithmetic (None: torch's choice); `batch`: most chunks per step (None: by size);
     `conditions`: whether the first frame followed by zeros is encoded as well; `state_bytes`: most bytes of causal states on a GPU
-    (None: half of its memory).
+    (None: half of its memory); `compiled`: whether steps run through `torch.compile`, the first of each frame size after up to a
+    minute of compiling.
     """
 
     def __init__(
@@ -71,14 +74,17 @@ class Encoder:
         threads: int | None = None,
         batch: int | None = None,
         state_bytes: int | None = None,
+        compiled: bool = False,
     ) -> None:
+        if compiled:
+            prepare_compiler(device, threads)
         torch = load_torch()
         if threads is not None:
             torch.set_num_threads(threads)
         from model.out_of_memory import is_out_of_memory  # imports torch, so only after `load_torch`
 
         self._is_out_of_memory = is_out_of_memory
-        self._vae = load_vae(config, device, compute_dtype)
+        self._vae = load_vae(config, device, compute_dtype, compiled=compiled)
         self._torch = torch
         device_of_vae = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0"
         cuda = device_of_vae.type == "cuda"
@@ -107,6 +113,10 @@ class Encoder:
         """Chunks per step by chunk shape, as chosen so far."""
         return self._budget.choices()
 
+    def compile_s(self) -> float:
+        """Seconds spent compiling so far; grows while a step is being compiled. May be called from any thread."""
+        return float(self._vae.compile_s)
+
     def device_bytes(self) -> int:
         """Memory of the GPU that this process has reserved for tensors; 0 on a CPU."""
         return self._memory.reserved()
@@ -120,6 +130,7 @@ class Encoder:
 
         Raises:
             ConfigError: a single group of frames does not fit into the device's memory.
+            BuildError: `torch.compile` failed.
         """
         frames, _, height, width = chunks[0].planes_T3HW.shape
         if len(chunks) == 1 and self._budget.too_long(frames, height, width):
@@ -128,7 +139,7 @@ class Encoder:
             return self._step(chunks, states)
         except (RuntimeError, MemoryError) as error:
             if not self._is_out_of_memory(error):
-                raise
+                raise _as_compile_error(error) from error
         # After the except block, so that the traceback no longer holds tensors.
         with self._torch.inference_mode():
             parked = self._states.park()
@@ -195,6 +206,17 @@ class Encoder:
             return [Encoded(*each) for each in zip(mean(), logvars, conds, strict=True)]
 
         return Launched(kept, results)
+
+
+def _as_compile_error(error: Exception) -> Exception:
+    """A failure of `torch.compile` as an error that ends the build: no video is to blame. Other errors as they are."""
+    exceptions = sys.modules.get("torch._dynamo.exc")  # imported where anything was compiled
+    if exceptions is None or not isinstance(error, exceptions.TorchDynamoException):
+        return error
+    line = " ".join(str(error).split())[:400]
+    return BuildError(
+        f"engine.compile: torch.compile failed: {line}; encode into another output with engine.compile=off"
+    )
 
 
 def _joined(a: Encoded, b: Encoded) -> Encoded:

@@ -131,7 +131,7 @@ def make_encoder(context: BuildContext, threads: int | None) -> Encoder:
     job, device, dtype = context.job, context.device, context.compute_dtype
     stored: dict[str, Any] = {"moments": job.write.moments, "conditions": I2V_COND in job.write.store}
     sizes: dict[str, Any] = {"batch": job.engine.batch, "state_bytes": job.engine.state_bytes}
-    return Encoder(job.model, device, dtype, **stored, **sizes, threads=threads)
+    return Encoder(job.model, device, dtype, **stored, **sizes, threads=threads, compiled=context.compiled)
 
 
 class InlinePool:
