@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.encoder.clip_states import ClipStates
+from pipeline.encoder.clip_states import ClipStates, stacked_order
 from pipeline.encoder.compiling import prepare_compiler
 from pipeline.encoder.conditions import Conditions
 from pipeline.encoder.device_memory import DeviceMemory
@@ -176,6 +176,19 @@ class Encoder:
         return Launched(b.states, lambda: [_joined(firsts()[0], seconds()[0])])
 
     def _step(self, chunks: Sequence[FrameChunk], states: Sequence[ClipState | None]) -> Launched:
+        """Runs a step in the order of the stacked states, so that the same clips in another order are not copied."""
+        order = stacked_order(states)
+        launched = self._ordered_step([chunks[i] for i in order], [states[i] for i in order])
+        place = {i: position for position, i in enumerate(order)}
+        results_of = launched.results
+
+        def results() -> list[Encoded]:
+            found = results_of()
+            return [found[place[i]] for i in range(len(order))]
+
+        return Launched([launched.states[place[i]] for i in range(len(order))], results)
+
+    def _ordered_step(self, chunks: Sequence[FrameChunk], states: Sequence[ClipState | None]) -> Launched:
         before = self._memory.watch()
         planes_BT3HW = self._staging.upload([chunk.planes_T3HW for chunk in chunks])
         carried = [state for state in states if state is not None]
