@@ -149,7 +149,27 @@ def test_recorded_steps_give_the_same_latents(fused):
         for got, expected in zip(latents(), want, strict=True):
             assert torch.equal(got, expected)
     assert recorder.replayed > 3 * recorder.recorded / 2 > 0
-    assert len(fused.fused.graphs) <= 4
+    assert len(fused.fused.graphs) == recorder.recorded
+
+
+def test_rows_that_fill_up_a_recorded_batch_do_not_change_latents(fused):
+    """Three videos in the graph of four, whose other rows are NaN, have the bits that they have beside a fourth video."""
+    planes, recorder = planes_of(4, 9, 16, 24), Recorder()
+    matrices = [*MATRICES, *MATRICES]
+
+    def latents(batch):
+        first, state = fused.encode_planes(planes[:batch, :5], matrices[:batch])
+        rest, state = fused.encode_planes(planes[:batch, 5:], matrices[:batch], state)
+        return first.mean, rest.mean, *state.tensors
+
+    want = [tensor[:3] for tensor in latents(4)]
+    fused.fused.graphs = StepGraphs(recorder)
+    latents(4)
+    for _ in range(EAGER_RUNS):
+        got = latents(3)
+    assert recorder.batches == [4, 4]
+    assert recorder.replayed > 0
+    assert all(torch.equal(*pair) for pair in zip(got, want, strict=True))
 
 
 # ---- on a GPU -----------------------------------------------------------------------------------------------------------
