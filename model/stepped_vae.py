@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 STEP_TOKENS = 1 << 19  # of a step on a GPU, so that memory does not grow with the chunk
 
 
+def by_rows(device: torch.device) -> bool:
+    """Whether a step is one latent row of one video."""
+    return device.type == "cpu"
+
+
 class SteppedVAE(CausalVAE):
     """Network ready to run, over its definition. On a CPU results have the same bits for any chunking and any batch.
 
@@ -81,9 +86,7 @@ class SteppedVAE(CausalVAE):
         rows = inputs.check_frames(pixels.frames, self.spec, first=state is None)
 
         def frames(videos: slice, rows: slice) -> torch.Tensor:
-            return pixels.part(
-                videos, slice(*(self._first_frame(row, state is None) for row in (rows.start, rows.stop)))
-            )
+            return pixels.part(videos, self._frames(rows, state is None))
 
         outputs, tensors = self._walk("encode", frames, (pixels.batch, rows), self._grid(pixels.size), state, last=True)
         after = self._next_state(
@@ -96,8 +99,6 @@ class SteppedVAE(CausalVAE):
     ) -> tuple[torch.Tensor, CausalState]:
         self._check_whole(state is None and last, "decode")
         B, _, rows, h, w = latent_BCthw.shape
-        last = last or not self.holds_back  # one step for both where it makes no difference
-
         def latents(videos: slice, rows: slice) -> torch.Tensor:
             return latent_BCthw[videos, :, rows].to(self.device, self.input_dtype)
 
@@ -135,7 +136,8 @@ class SteppedVAE(CausalVAE):
             past = None if state is None else tuple(tensor[videos] for tensor in state.tensors)
             pieces = []
             for span in self._spans(rows, batch * grid[0] * grid[1]):
-                outputs, past = self._step(kind, part(videos, span), past, last=last and span.stop == rows)
+                ends = last and span.stop == rows if kind == "decode" and self.holds_back else True
+                outputs, past = self._step(kind, part(videos, span), past, last=ends)
                 pieces.append(outputs)
             results.append([_joined(parts, 2) for parts in zip(*pieces, strict=True)])
             states.append(past or ())
@@ -144,20 +146,21 @@ class SteppedVAE(CausalVAE):
         )
 
     def _videos(self, batch: int) -> Iterator[slice]:
-        size = 1 if self.device.type == "cpu" else batch
+        size = 1 if by_rows(self.device) else batch
         return (slice(start, start + size) for start in range(0, batch, size))
 
     def _spans(self, rows: int, row_tokens: int) -> list[slice]:
         """Latent rows of each step."""
         if self.spec.chunking == "none":
             return [slice(0, rows)]
-        step = 1 if self.device.type == "cpu" else max(1, STEP_TOKENS // row_tokens)
+        step = 1 if by_rows(self.device) else max(1, STEP_TOKENS // row_tokens)
         return [slice(start, stop) for start, stop in pairwise([*range(0, rows, step), rows])]
 
-    def _first_frame(self, row: int, first: bool) -> int:
-        """Index, in the chunk, of the first frame of a latent row."""
-        lead = self.spec.lead_frames if first else 0
-        return max(0, lead + (row - lead) * self.spec.time_stride)
+    def _frames(self, rows: slice, first: bool) -> slice:
+        """Frames of a chunk that these latent rows cover; `first`: the chunk starts a video."""
+        lead, stride = self.spec.lead_frames if first else 0, self.spec.time_stride
+        start, stop = (max(0, lead + (row - lead) * stride) for row in (rows.start, rows.stop))
+        return slice(start, stop)
 
     def _step(
         self, kind: str, x: torch.Tensor, past: StateTensors | None, *, last: bool

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.gpu_day import forms
 from model.kernels.graphs import EAGER_RUNS, StepGraphs
-from model.leanvae.fast import fused
+from model.leanvae.fast import layers
 from model.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -38,13 +38,13 @@ def _steady(machine: Machine, form: forms.PreparedForm, clips: Sequence[np.ndarr
 def token_block(settings: Settings, machine: Machine) -> dict[str, Any]:
     """G3: the packed product of 8192 tokens does not stay in the level-2 cache. Milliseconds of a batch by block of tokens."""
     clips = forms.random_clips(settings.clips[0], settings.batches[0])
-    before, found = fused.BLOCK, dict[str, Any]()
+    before, found = layers.BLOCK, dict[str, Any]()
     try:
         for block in BLOCKS:
-            fused.BLOCK = block
+            layers.BLOCK = block
             found[str(block)] = {"ms": 1e3 * _steady(machine, _prepared(settings, machine), clips)}
     finally:
-        fused.BLOCK = before
+        layers.BLOCK = before
     return {"ms_by_block": found, "in_use": before}
 
 
@@ -146,7 +146,7 @@ def second_device(settings: Settings, machine: Machine) -> dict[str, Any]:
         for _ in range(EAGER_RUNS + 2):
             mean = vae.encode_planes(planes, [forms.MATRIX])[0].mean
         means.append(mean.cpu())
-    return {"difference": float((means[0] - means[1]).abs().max()), "graphs": [len(vae._graphs) for vae in vaes]}
+    return {"difference": float((means[0] - means[1]).abs().max()), "graphs": [len(vae.fused.graphs) for vae in vaes]}
 
 
 def nearly_full(settings: Settings, machine: Machine) -> dict[str, Any]:
