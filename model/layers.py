@@ -58,10 +58,9 @@ def set_products(network: nn.Module, dtype: torch.dtype) -> None:
     """
     network.to(torch.promote_types(dtype, torch.float32))
     for layer in network.modules():
-        if isinstance(layer, nn.Conv2d):
-            layer.to(memory_format=torch.channels_last)
-        elif isinstance(layer, nn.Conv3d):
-            layer.to(memory_format=torch.channels_last_3d)
+        if isinstance(layer, nn.Conv2d | nn.Conv3d):
+            channels_last = torch.channels_last if isinstance(layer, nn.Conv2d) else torch.channels_last_3d
+            layer.weight.data = layer.weight.data.contiguous(memory_format=channels_last)
     _cast_products(network, dtype)
 
 
