@@ -44,10 +44,10 @@ def for_weights(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return x.to(weight.dtype) if weight.dtype.itemsize < x.dtype.itemsize else x
 
 
-def run(blocks: Iterable[nn.Module], x: torch.Tensor, *, recompute: bool) -> torch.Tensor:
-    """Blocks in turn; with `recompute` each keeps only its input and runs again in the backward pass."""
+def run(blocks: Iterable[nn.Module], x: torch.Tensor, *arguments: Any, recompute: bool) -> torch.Tensor:
+    """`block(x, ...)` of the blocks in turn; with `recompute` each keeps only its input and runs again in the backward pass."""
     for block in blocks:
-        x = recomputed(recompute, block, x)
+        x = recomputed(recompute, block, x, *arguments)
     return x
 
 
