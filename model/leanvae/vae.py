@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from model.leanvae.fast.tokens import Projection
     from model.leanvae.network import Network
     from model.state import CausalState
+    from model.vae import Pixels as Source
     from model.vae import StateTensors
     from model.weights import CheckedWeights, WeightsSha256
 
@@ -95,10 +96,10 @@ class LeanVAE(CausalVAE):
         return Posterior(mean, logvar), after
 
     def _run_encoder(
-        self, video_BCTHW: torch.Tensor, state: CausalState | None, *, moments: bool
+        self, pixels: Source, state: CausalState | None, *, moments: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None, CausalState]:
-        pixels = FloatPixels(video_BCTHW, self.device, self._encoder.pixel_dtype)
-        return self._posterior(pixels, state, moments=moments)
+        video = FloatPixels(pixels.whole(), self.device, self._encoder.pixel_dtype)
+        return self._posterior(video, state, moments=moments)
 
     def features(self, video_BCTHW: torch.Tensor, state: CausalState | None = None) -> tuple[torch.Tensor, CausalState]:
         """Input of the posterior heads: `B C t H/8 W/8`. Arguments as for `encode`."""
