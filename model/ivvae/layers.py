@@ -2,23 +2,21 @@
 
 Videos have channels last, `B T H W C`: what convolutions of frames read fastest in 16 bits, and what norms and attention work along.
 "Width c" means channels of a branch: features have 2c channels, those of the key-frame (2-D) branch first, then those of the motion (3-D)
-branch. In 16 bits convolutions and attention are; norms and the residual stream stay float32.
+branch. In 16 bits are convolutions and attention; norms and the residual stream stay float32.
 
 A step of a video (`model.history`) begins with frame 0 or with a group of frames; a whole video is one step.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.layers import at_least_float32, for_weights, recomputed, with_zero_gradient
-
-if TYPE_CHECKING:
-    from model.history import History
+from model.history import WHOLE, History
+from model.layers import at_least_float32, own_autocast, recomputed, with_zero_gradient
 
 DILATIONS = (1, 3, 6, 9, 12)  # of the 3x3 convolutions in the encoder's head, which follow a 1x1
 
@@ -41,32 +39,32 @@ class ConvPair(nn.Module):
     """2-D and 3-D convolution that both read every channel (group causal convolution; published as `Sep_Conv3d`), 3x3(x3) or 1x1(x1).
 
     A frame's 3-D output reads the frame before (frame 0 reads itself instead), itself, and the next frame of its group; `group` frames
-    to a group after frame 0.
+    to a group after frame 0. `full_precision`: products stay in at least float32.
     """
 
-    def __init__(self, channels_in: int, width_out: int, size: int, group: int = 1) -> None:
+    def __init__(
+        self, channels_in: int, width_out: int, size: int, group: int = 1, *, full_precision: bool = False
+    ) -> None:
         super().__init__()
-        self.group = group
+        self.group, self.full_precision = group, full_precision
         self.conv_2d = nn.Conv2d(channels_in, width_out, size)
         self.conv_3d = nn.Conv3d(channels_in, width_out, size)
 
-    def forward(self, x_BTHWC: torch.Tensor, history: History) -> torch.Tensor:
+    def forward(self, x_BTHWC: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
         """`B T H W C` -> 2-D outputs, then 3-D ones, `B T H W 2*width`.
 
         One convolution of each frame gives the 2-D output and the product of each tap of the 3-D kernel; products are summed over frames.
         """
         flat, deep = self.conv_2d, self.conv_3d
-        weight = torch.cat([flat.weight, *deep.weight.unbind(2)])
-        if flat.kernel_size[0] == 1:
-            return _per_frame(x_BTHWC, weight, torch.cat([_bias(flat), _bias(deep)]))
-        zeros = torch.zeros_like(_bias(deep))
-        y = _per_frame(x_BTHWC, weight, torch.cat([_bias(flat), zeros, _bias(deep), zeros]), padding=1)
-        key, to_next, motion, to_previous = y.split([flat.out_channels, *[deep.out_channels] * 3], dim=-1)
-        motion = motion + history.extend(to_next, 1, axis=1, start="first")[:, :-1]
-        frames = y.shape[1]
-        if frames > 1:
-            following = to_previous[:, 1:].masked_fill(begins_group(frames, self.group, history, y.device)[1:], 0.0)
-            motion = motion + F.pad(following, (0, 0, 0, 0, 0, 0, 0, 1))
+        weight, zeros = torch.cat([flat.weight, *deep.weight.unbind(2)]), torch.zeros_like(_bias(deep))
+        with own_autocast(self, x_BTHWC):
+            if flat.kernel_size[0] == 1:
+                return _per_frame(x_BTHWC, weight, torch.cat([_bias(flat), _bias(deep)]))
+            y = _per_frame(x_BTHWC, weight, torch.cat([_bias(flat), zeros, _bias(deep), zeros]), padding=1)
+        key, to_next, present, to_previous = y.split([flat.out_channels, *[deep.out_channels] * 3], dim=-1)
+        motion = present + history.extend(to_next, 1, axis=1, start="first")[:, :-1]
+        begins = begins_group(y.shape[1], self.group, history, y.device)
+        motion[:, :-1] += to_previous[:, 1:].masked_fill(begins[1:], 0.0)
         return torch.cat([key, motion], dim=-1)
 
 
@@ -78,54 +76,56 @@ def begins_group(frames: int, group: int, history: History, device: torch.device
 
 
 class FrameConv2d(nn.Module):
-    """Convolution of each frame over both branches, zero padding (published as `Sep_Conv2d`)."""
+    """Convolution of each frame over both branches, zero padding (published as `Sep_Conv2d`). `full_precision`: as of `ConvPair`."""
 
-    def __init__(self, channels_in: int, channels_out: int, size: int, *, dilation: int = 1) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, size: int, *, dilation: int = 1, full_precision: bool = False
+    ) -> None:
         super().__init__()
+        self.full_precision = full_precision
         self.conv = nn.Conv2d(channels_in, channels_out, size, padding=dilation * (size // 2), dilation=dilation)
 
-    def forward(self, x_BTHWC: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_BTHWC: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
         """`B T H W C` -> as many frames of the same size."""
         conv = self.conv
-        return _per_frame(x_BTHWC, conv.weight, conv.bias, padding=conv.padding[0], dilation=conv.dilation[0])
+        with own_autocast(self, x_BTHWC):
+            return _per_frame(x_BTHWC, conv.weight, conv.bias, padding=conv.padding[0], dilation=conv.dilation[0])
 
 
-class Residual3d(nn.Module):
-    """Norm, SiLU, pair of convolutions, norm, SiLU, (dropout), pair, added to the input, or to a 1x1 pair of it if the width changes."""
+class _Residual(nn.Module):
+    """Norm, SiLU, convolution, norm, SiLU, (dropout), convolution, added to the input or a shortcut of it."""
 
-    def __init__(self, width_in: int, width_out: int, group: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, first: nn.Module, second: nn.Module) -> None:
         super().__init__()
-        first, second = ConvPair(2 * width_in, width_out, 3, group), ConvPair(2 * width_out, width_out, 3, group)
-        self.residual = _residual(2 * width_in, 2 * width_out, first, second)
-        self.shortcut = ConvPair(2 * width_in, width_out, 1) if width_in != width_out else None
+        none = nn.Identity()  # SiLU and dropout have no parameters
+        norms = NormGain(channels_in, 3), NormGain(channels_out, 3)
+        self.residual = nn.Sequential(norms[0], none, first, norms[1], none, none, second)
+        self.shortcut: nn.Module | None = None
 
-    def forward(self, x_BTHWC: torch.Tensor, history: History) -> torch.Tensor:
+    def forward(self, x_BTHWC: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
         """`B T H W C` -> `B T H W C'`."""
         layers = self.residual
         h = layers[2](activated(x_BTHWC, layers[0]), history)
         h = layers[6](activated(h, layers[3]), history)
-        return at_least_float32(x_BTHWC if self.shortcut is None else self.shortcut(x_BTHWC, history)) + h
+        return at_least_float32(x_BTHWC if self.shortcut is None else self.shortcut(x_BTHWC)) + h
 
 
-class Residual2d(nn.Module):
-    """The same with convolutions of single frames; the width does not change."""
+class Residual3d(_Residual):
+    """Residual block of pairs of convolutions; a 1x1 shortcut if the width changes."""
+
+    def __init__(self, width_in: int, width_out: int, group: int) -> None:
+        pairs = ConvPair(2 * width_in, width_out, 3, group), ConvPair(2 * width_out, width_out, 3, group)
+        super().__init__(2 * width_in, 2 * width_out, *pairs)
+        if width_in != width_out:
+            self.shortcut = ConvPair(2 * width_in, width_out, 1)
+
+
+class Residual2d(_Residual):
+    """Residual block of convolutions of single frames; the width does not change."""
 
     def __init__(self, width: int) -> None:
-        super().__init__()
         c = 2 * width
-        self.residual = _residual(c, c, FrameConv2d(c, c, 3), FrameConv2d(c, c, 3))
-
-    def forward(self, x_BTHWC: torch.Tensor, history: History) -> torch.Tensor:
-        """`B T H W C` -> `B T H W C`."""
-        del history
-        layers = self.residual
-        h = layers[2](activated(x_BTHWC, layers[0]))
-        return at_least_float32(x_BTHWC) + layers[6](activated(h, layers[3]))
-
-
-def _residual(channels_in: int, channels_out: int, first: nn.Module, second: nn.Module) -> nn.Sequential:
-    none = nn.Identity()  # SiLU and dropout have no parameters
-    return nn.Sequential(NormGain(channels_in, 3), none, first, NormGain(channels_out, 3), none, none, second)
+        super().__init__(c, c, FrameConv2d(c, c, 3), FrameConv2d(c, c, 3))
 
 
 class BranchAttention(nn.Module):
@@ -153,9 +153,8 @@ class Attention(nn.Module):
         self.Attention_2d = BranchAttention(width)
         self.Attention_3d = BranchAttention(width)
 
-    def forward(self, x_BTHWC: torch.Tensor, history: History) -> torch.Tensor:
+    def forward(self, x_BTHWC: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
         """`B T H W C` -> `B T H W C`."""
-        del history
         key, motion = at_least_float32(x_BTHWC).chunk(2, dim=-1)
         return torch.cat([key + self.Attention_2d(key), motion + self.Attention_3d(motion)], dim=-1)
 
@@ -179,7 +178,7 @@ class Downsample(Resample):
     def __init__(self, width: int, *, over_time: bool) -> None:
         super().__init__(width, width, nn.Conv3d(width, width, (2, 1, 1)) if over_time else None)
 
-    def forward(self, x_BTHWC: torch.Tensor, history: History) -> torch.Tensor:
+    def forward(self, x_BTHWC: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
         """`B T H W C` -> `B T H/2 W/2 C`, or with half the frames after frame 0. The 2-D branch keeps the first frame of each pair."""
         key, motion = x_BTHWC.chunk(2, dim=-1)
         conv, lead = self.time_conv, int(history.first)
@@ -202,7 +201,7 @@ class Upsample(Resample):
     def __init__(self, width: int, *, over_time: bool) -> None:
         super().__init__(width, width // 2, nn.Conv3d(width, 2 * width, 1) if over_time else None)
 
-    def forward(self, x_BTHWC: torch.Tensor, history: History) -> torch.Tensor:
+    def forward(self, x_BTHWC: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
         """`B T H W C` -> `B T 2H 2W C/2`, or with twice the frames after frame 0."""
         key, motion = x_BTHWC.chunk(2, dim=-1)
         conv, lead = self.time_conv, int(history.first)
@@ -220,10 +219,11 @@ class PyramidHead(nn.Module):
 
     def __init__(self, channels: int, z: int) -> None:
         super().__init__()
-        self.PAC_0 = FrameConv2d(channels, 2 * z, 1)
+        self.PAC_0 = FrameConv2d(channels, 2 * z, 1, full_precision=True)
         for dilation in DILATIONS:
-            self.add_module(f"PAC_{dilation}", FrameConv2d(channels, 2 * z, 3, dilation=dilation))
-        self.PAC_conv = FrameConv2d(12 * z, 2 * z, 1)
+            layer = FrameConv2d(channels, 2 * z, 3, dilation=dilation, full_precision=True)
+            self.add_module(f"PAC_{dilation}", layer)
+        self.PAC_conv = FrameConv2d(12 * z, 2 * z, 1, full_precision=True)
 
     def forward(self, x_BTHWC: torch.Tensor) -> torch.Tensor:
         """`B T H W C` -> `B T H W 2z`. The last convolution reads the first halves of all outputs before the second halves."""
@@ -238,8 +238,8 @@ def activated(x_BTHWC: torch.Tensor, norm: nn.Module) -> torch.Tensor:
 
 
 def _per_frame(x_BTHWC: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, **geometry: Any) -> torch.Tensor:
-    """2-D convolution of every frame."""
-    frames = for_weights(x_BTHWC, weight).flatten(0, 1).permute(0, 3, 1, 2)
+    """2-D convolution of every frame, in the dtype of the weights."""
+    frames = x_BTHWC.to(weight.dtype).flatten(0, 1).permute(0, 3, 1, 2)
     return F.conv2d(frames, weight, bias, **geometry).permute(0, 2, 3, 1).unflatten(0, x_BTHWC.shape[:2])
 
 
