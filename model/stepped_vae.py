@@ -105,6 +105,7 @@ class SteppedVAE(CausalVAE):
     ) -> tuple[torch.Tensor, CausalState]:
         self._check_whole(state is None and last, "decode")
         B, _, rows, h, w = latent_BCthw.shape
+
         def latents(videos: slice, rows: slice) -> torch.Tensor:
             return latent_BCthw[videos, :, rows].to(self.device, self.input_dtype)
 
