@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from pipeline.encoder.conditions import Condition
     from pipeline.records import ChunkShape, FrameChunk
 
-# Pixel-frames per encode step. On a CPU a step of this size runs its matrix products at full rate, and more only adds latency; a
-# GPU needs far more rows to fill its matrix units.
+# Pixel-frames per encode step. On a CPU the videos of a step run one after the other: it only has to be long beside the loop's own work.
+# A GPU needs many rows at once to fill its matrix units.
 STEP_PIXELS_CPU = 17 * 256 * 256
 STEP_PIXELS_CUDA = 64 * 17 * 256 * 256
 
@@ -135,8 +135,13 @@ class Encoder:
         try:
             return self._step(chunks, states)
         except (RuntimeError, MemoryError) as error:
+            if _compiling_failed(error):  # no video is to blame, and no other encoder would do better
+                line = " ".join(str(error).split())[:400]
+                raise BuildError(
+                    f"engine.compile: torch.compile failed: {line}; encode into another output with engine.compile=off"
+                ) from error
             if not self._is_out_of_memory(error):
-                raise _as_compile_error(error) from error
+                raise
             self._budget.ran_out(len(chunks), frames, height, width)
         self._release_memory()  # after the except block, so that the traceback no longer holds tensors
         if len(chunks) == 1:
@@ -222,15 +227,9 @@ class Encoder:
             self._torch.cuda.empty_cache()
 
 
-def _as_compile_error(error: Exception) -> Exception:
-    """A failure of `torch.compile` as an error that ends the build: no video is to blame. Other errors as they are."""
+def _compiling_failed(error: Exception) -> bool:
     exceptions = sys.modules.get("torch._dynamo.exc")  # imported where anything was compiled
-    if exceptions is None or not isinstance(error, exceptions.TorchDynamoException):
-        return error
-    line = " ".join(str(error).split())[:400]
-    return BuildError(
-        f"engine.compile: torch.compile failed: {line}; encode into another output with engine.compile=off"
-    )
+    return exceptions is not None and isinstance(error, exceptions.TorchDynamoException)
 
 
 def _joined(a: Encoded, b: Encoded) -> Encoded:
