@@ -12,77 +12,40 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.write_only import SPEC, clip
-from pipeline.config import DrillConfig, StorageConfig, WriteConfig
-from pipeline.format.layout import CURRENT
+from benchmarks.write_only import clip
+from benchmarks.written_tars import commit_tar, in_own_process
+from pipeline.config import StorageConfig
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.operate.compact import CompactOptions, compact
 from pipeline.operate.publish import PublishOptions, publish
-from pipeline.records import Bucket, Counts, Receipt, Shard, SourceObject, Timings
+from pipeline.records import Bucket
 from pipeline.storage import Store, open_store
-from pipeline.writer import ShardWriter
 
 MiB = 1024 * 1024
-FINGERPRINT = "5a" * 16
-PARTS = {"encoder": {"network": "none"}}
 SHAPE = (16, 5, 32, 32)  # 17 frames of 256 x 256
 BUCKET = Bucket(17, 256, 256)
 MEMORY_MB = 250
 
 
-def make_output(store: Store, folder: Path, format: str, mebibytes: int, file_mebibytes: int) -> None:
+def make_output(store: Store, spool: Path, format: str, mebibytes: int, file_mebibytes: int) -> None:
     """An output of files of about `file_mebibytes`, published."""
     Ledger(store).prepare("bench")
-    rng = np.random.default_rng(0)
-    array = rng.standard_normal(SHAPE).astype(np.float16)
+    array = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float16)
     a_file = max(1, file_mebibytes * MiB // array.nbytes)
     for number in range(max(2, mebibytes // file_mebibytes)):
-        source = SourceObject(f"s3://corpus/{number:06d}.tar", 10**9, "e1")
-        shard = Shard("tar", f"{number:06d}.tar", (source,))
-        writer = ShardWriter(
-            store,
-            folder / "spool",
-            WriteConfig(format=format, dtype="float16"),
-            shard_id=shard.id(FINGERPRINT),
-            attempt="a1",
-            fingerprint=FINGERPRINT,
-            metadata={"spec": SPEC, "encoder": {}, "fingerprint_parts": PARTS, "versions": {}},
-            layout=CURRENT,
-            drill=DrillConfig(),
-        )
-        with writer:
-            for n in range(a_file):
-                made = clip(number * a_file + n, np.roll(array, number * a_file + n), BUCKET, "float16")
-                writer.add(replace(made, sample=replace(made.sample, uri=source.uri)))
-            files, stats = writer.finish()
-        Ledger(store).commit(
-            Receipt(
-                format_version=CURRENT.version,
-                shard_id=shard.id(FINGERPRINT),
-                shard=shard,
-                fingerprint=FINGERPRINT,
-                fingerprint_parts=PARTS,
-                attempt="a1",
-                created=datetime.now(UTC).isoformat(timespec="microseconds"),
-                files=files,
-                counts=Counts(samples=a_file, encoded=a_file, clips_planned=a_file, clips=a_file, frames=17 * a_file),
-                rejects=(),
-                stats=stats,
-                timings=Timings(),
-            )
-        )
+        uri = f"s3://corpus/{number:06d}.tar"
+        made = (clip(n, np.roll(array, n), BUCKET, "float16") for n in range(number * a_file, (number + 1) * a_file))
+        of_tar = (replace(one, sample=replace(one.sample, uri=uri)) for one in made)
+        commit_tar(store, spool, uri, of_tar, format=format)
     publish(store, PublishOptions(delta=False))
 
 
@@ -114,18 +77,14 @@ def compact_here(root: str) -> dict[str, float]:
     return {"seconds": seconds, "bytes": found.bytes_read, "files": found.files_after, "megabytes": grown}
 
 
-def _in_process(step: str, root: str, folder: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.compact", "--step", step, "--root", root, "--folder", str(folder)]
-    found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return found
-
-
 def measure(folder: Path, format: str, mebibytes: int, file_mebibytes: int) -> dict[str, Any]:
     """Rates of copy and compaction of one output."""
     root = str(folder / "out")
-    make_output(open_store(root, StorageConfig()), folder, format, mebibytes, file_mebibytes)
-    copied = _in_process("copy", root, folder)
-    done = _in_process("compact", root, folder)
+    make_output(open_store(root, StorageConfig()), folder / "spool", format, mebibytes, file_mebibytes)
+    copied, done = (
+        in_own_process("compact", "--step", step, "--root", root, "--folder", str(folder))
+        for step in ("copy", "compact")
+    )
     return {
         "format": format,
         "megabytes": round(done["bytes"] / 1e6, 1),

@@ -11,78 +11,49 @@ import argparse
 import json
 import resource
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.write_only import SPEC, clip
-from pipeline.config import DrillConfig, StorageConfig, WriteConfig
-from pipeline.format.layout import CURRENT
+from benchmarks.write_only import clip
+from benchmarks.written_tars import commit_tar, in_own_process
+from pipeline.config import StorageConfig
 from pipeline.ledger.receipts import Ledger
 from pipeline.operate.publish import PublishOptions, publish
 from pipeline.operate.publish_checks import Limits
-from pipeline.records import Bucket, Counts, Receipt, Reject, Shard, SourceObject, Timings
+from pipeline.records import Bucket, Reject, video_counts
 from pipeline.report.collect import ReportOptions, collect
 from pipeline.report.page import page_of
 from pipeline.report.pictures import EACH, FRAMES, LARGEST, PICTURE_BYTES, MeasuredClip, Pictures, clip_pictures
 from pipeline.report.values import Clip, Report
 from pipeline.storage import Store, open_store
-from pipeline.writer import ShardWriter
 
 A_TAR = 40
-FINGERPRINT = "5a" * 16
-PARTS = {"encoder": {"network": "none"}}
 BUCKET = Bucket(17, 32, 32)
 BARS = {"s": 60.0, "mb": 500.0, "page_mb": 8.0}
 CAPTION = "a person walks along a street in the rain, seen from a window, while cars pass in both directions; number "
 
 
-def make_output(store: Store, folder: Path, clips: int) -> None:
+def make_output(store: Store, spool: Path, clips: int) -> None:
     """A published output of so many clips, with captions, two rejects a tar and a source for each tar."""
     Ledger(store).prepare("bench")
     array = np.random.default_rng(0).standard_normal((16, 5, 4, 4)).astype(np.float16)
     for number in range(max(1, clips // A_TAR)):
         uri = f"s3://a-bucket-with-a-name/corpora/videos/2026/11/{number:06d}.tar"
-        shard = Shard("tar", f"{number:06d}.tar", (SourceObject(uri, 10**9, "e1"),))
-        writer = ShardWriter(
-            store,
-            folder / "spool",
-            WriteConfig(format="parquet", dtype="float16"),
-            shard_id=shard.id(FINGERPRINT),
-            attempt="a1",
-            fingerprint=FINGERPRINT,
-            metadata={"spec": SPEC, "encoder": PARTS["encoder"], "fingerprint_parts": PARTS, "versions": {}},
-            layout=CURRENT,
-            drill=DrillConfig(),
+        made = []
+        for n in range(A_TAR):
+            one = clip(n, array, BUCKET, "float16")
+            about = {"uri": uri, "caption": f"{CAPTION}{number} {n}", "key": f"{number:06d}/{n:04d}"}
+            made.append(replace(one, id=f"{number:06d}-{n:04d}-0000", sample=replace(one.sample, **about)))
+        known = {"video": video_counts(640, 480, 0.1), "buckets": {BUCKET.name: 1}}
+        rejects = tuple(
+            Reject(f"k{n}", "clips", "too_short", "got 3 frames", policy=True, uri=uri, **known) for n in range(2)
         )
-        with writer:
-            for n in range(A_TAR):
-                made = clip(n, array, BUCKET, "float16")
-                about = {"uri": uri, "caption": f"{CAPTION}{number} {n}", "key": f"{number:06d}/{n:04d}"}
-                writer.add(replace(made, id=f"{number:06d}-{n:04d}-0000", sample=replace(made.sample, **about)))
-            files, stats = writer.finish()
-        rejects = tuple(Reject(f"k{n}", "clips", "too_short", "got 3 frames", policy=True, uri=uri) for n in range(2))
-        Ledger(store).commit(
-            Receipt(
-                format_version=CURRENT.version,
-                shard_id=shard.id(FINGERPRINT),
-                shard=shard,
-                fingerprint=FINGERPRINT,
-                fingerprint_parts=PARTS,
-                attempt="a1",
-                created=datetime.now(UTC).isoformat(timespec="microseconds"),
-                files=files,
-                counts=Counts(A_TAR + 2, A_TAR, 2, A_TAR, A_TAR, 0, A_TAR * BUCKET.frames),
-                rejects=rejects,
-                stats=stats,
-                timings=Timings(encode_s=1.0),
-            )
+        commit_tar(
+            store, spool, uri, made, rejects=rejects, videos={"px480": A_TAR, "s10": A_TAR, "ms": A_TAR * 10_000}
         )
     publish(store, PublishOptions(limits=Limits(reject_budget=1.0), delta=False))
 
@@ -147,9 +118,7 @@ def main() -> None:
     root = Path(options.folder or tempfile.mkdtemp(prefix="lathe-report-"))
     try:
         make_output(open_store(str(root), StorageConfig()), root.with_name(f"{root.name}-spool"), options.clips)
-        command = [sys.executable, "-m", "benchmarks.report", "--step", "--folder", str(root)]
-        child = subprocess.run(command, capture_output=True, text=True, check=True)
-        for name, value in json.loads(child.stdout.splitlines()[-1]).items():
+        for name, value in in_own_process("report", "--step", "--folder", str(root)).items():
             print(f"RESULT {value:.2f} <= {BARS[name]:g} {name} of a report on {options.clips} clips")
     finally:
         shutil.rmtree(root.with_name(f"{root.name}-spool"), ignore_errors=True)

@@ -142,7 +142,7 @@ class SteppedVAE(CausalVAE):
         for videos in self._videos(batch):
             past = None if state is None else tuple(tensor[videos] for tensor in state.tensors)
             pieces = []
-            for span in self._spans(rows, batch * grid[0] * grid[1]):
+            for span in self._spans(rows, (videos.stop - videos.start) * grid[0] * grid[1]):
                 ends = last and span.stop == rows if kind == "decode" and self.holds_back else True
                 outputs, past = self._step(kind, part(videos, span), past, last=ends)
                 pieces.append(outputs)
@@ -153,8 +153,14 @@ class SteppedVAE(CausalVAE):
         )
 
     def _videos(self, batch: int) -> Iterator[slice]:
-        size = 1 if by_rows(self.device) else batch
-        return (slice(start, start + size) for start in range(0, batch, size))
+        """Videos of each step. On other devices compiled steps take powers of two of them: each number is compiled for itself, which takes
+        a minute, and the batches of a build have any.
+        """
+        start = 0
+        while left := batch - start:
+            size = 1 if by_rows(self.device) else 1 << (left.bit_length() - 1) if self.compiled else left
+            yield slice(start, start + size)
+            start += size
 
     def _spans(self, rows: int, row_tokens: int) -> list[slice]:
         """Latent rows of each step."""

@@ -112,12 +112,24 @@ class HandedBack(TransientError):
 
 
 class BadDataError(LatheError):
-    """This input cannot be encoded. `reason` is a stable slug (`too_short`, `undecodable`, …) by which reports are grouped."""
+    """This input cannot be encoded. `reason` is a stable slug (`too_short`, `undecodable`, …) by which reports are grouped.
 
-    def __init__(self, reason: str, message: str, *, frames_recovered: int = 0, **where: str | None) -> None:
+    `video`: its length and size as far as known, see `pipeline.records.video_counts`.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        frames_recovered: int = 0,
+        video: dict[str, int] | None = None,
+        **where: str | None,
+    ) -> None:
         super().__init__(message, **where)
         self.reason = reason
         self.frames_recovered = frames_recovered
+        self.video = video or {}
 
 
 class PolicyReject(BadDataError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -90,7 +89,7 @@ class ClipRows:
 
     def reject(self, reject: Reject) -> None:
         """Writes an input, or a clip of one, that was not measured."""
-        row = {name: _storable(value) if isinstance(value, str) else value for name, value in asdict(reject).items()}
+        row = {name: _storable(value) if isinstance(value, str) else value for name, value in reject.to_dict().items()}
         self._rejects.write(json.dumps(row) + "\n")
         self.rejected += 1
         reason = self.reasons.setdefault(

@@ -23,6 +23,7 @@ from pipeline.ledger.manifest import (
     FILES,
     RECEIPTS,
     TableSpool,
+    completed,
     file_row,
     read_batches,
     read_choices,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     Listing = Sequence[SourceObject] | Callable[[], Sequence[SourceObject]] | None
 
 HEAVY = ("sha256", "index_sha256", "ranges", "file_rows", "file_frames")
-LIGHT = [name for name in RECEIPTS.names if name not in ("stats", "state")]
+LIGHT = [name for name in RECEIPTS.names if name not in ("stats", "state", "videos")]
 LIGHT_FILES = [name for name in FILES.names if name not in HEAVY]
 
 
@@ -63,7 +64,7 @@ class Candidate:
     decisions: Decisions
     files: pa.Table  # `manifest.FILES` without `HEAVY`, by key
     files_path: Path  # the whole of it, as Parquet
-    receipts: pa.Table  # `manifest.RECEIPTS` without statistics
+    receipts: pa.Table  # `manifest.RECEIPTS`, those of `LIGHT`
     receipts_path: Path  # the whole of it, as Parquet
     fresh: pa.Array  # shards with rows that the parent does not cover: new ones, and those that were encoded again
     outdated: pa.Array  # shards of which the parent has other rows, or that are not in the candidate
@@ -299,7 +300,7 @@ def _combined(
                 mine = batch.filter(pa.array(valid[first : first + batch.num_rows]))
                 first += batch.num_rows
                 if mine.num_rows:
-                    out.write_batch(mine)
+                    out.write_batch(completed(mine, RECEIPTS))
             release_memory()
             # By row groups: a filter over the whole table would hold it twice.
             batches = compacted.take_out(read_batches(source.files), outdated[-1])

@@ -62,8 +62,11 @@ RECEIPTS = pa.schema(
         pa.field("problem", pa.string()),  # first inconsistent count
         pa.field("stats", pa.binary()),  # `pack_stats`, of the rows that count; null if none does
         *(pa.field(name, pa.int64(), nullable=False) for name in COUNTS),
+        pa.field("videos", pa.string()),  # JSON: `CountedReceipt.videos`
     ]
 )
+ADDED_LATER = ("videos",)
+"""Columns that tables of earlier versions lack: they are null there."""
 CHOICES = pa.schema(
     [
         pa.field("fingerprint", pa.string(), nullable=False),
@@ -166,6 +169,7 @@ def receipt_row(
         "problem": problem,
         "stats": pack_stats(stats) if stats is not None else None,
         **{name: getattr(counts, name) for name in COUNTS},
+        "videos": json.dumps(part.videos(), sort_keys=True),
     }
 
 
@@ -247,6 +251,13 @@ def read_batches(source: Path | bytes, columns: list[str] | None = None) -> Iter
     file = pq.ParquetFile(pa.BufferReader(source) if whole else source, page_checksum_verification=whole)
     for number in range(file.num_row_groups):
         yield from file.read_row_group(number, columns, use_threads=False).to_batches(ROWS_AT_ONCE)
+
+
+def completed(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The batch with null in columns of `schema` that it lacks."""
+    there = set(batch.schema.names)
+    columns = [batch[field.name] if field.name in there else pa.nulls(batch.num_rows, field.type) for field in schema]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def release_memory() -> None:

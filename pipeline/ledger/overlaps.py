@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline.ledger.copies import Copies
     from pipeline.ledger.summary import ReceiptSummary
     from pipeline.ledger.takedowns import Takedowns
-    from pipeline.records import Receipt, Reject
+    from pipeline.records import Receipt, Reject, VideoCounts
 
 Sample = tuple[str, str]  # uri of the source, key of the sample
 Source = tuple[str, bytes]  # fingerprint, id of the source or of its content
@@ -63,6 +63,23 @@ class CountedReceipt:
         """Whether a reject counts: its sample counts here and no later retry replaced it."""
         sample = (str(reject.uri), str(reject.key))
         return self.counts(*sample) and sample not in self.retried
+
+    def videos(self) -> dict[str, VideoCounts]:
+        """Source videos by length and size, `encoded` and `rejected`, and by bucket clips that were `lost` and videos that were `refused`.
+
+        Without encoded samples that are not recorded: by an earlier version, or in a retry of which another has a part.
+        """
+        receipt = self.receipt
+        found: dict[str, Counter[str]] = {name: Counter() for name in ("encoded", "rejected", "lost", "refused")}
+        recorded = () if receipt.videos is None or self.hidden_samples else receipt.videos
+        for source, counts in zip(receipt.shard.objects, recorded, strict=False):
+            if source.uri not in self.hidden_uris:
+                found["encoded"].update(counts)
+        for reject in receipt.rejects:
+            if self.reject_counts(reject):
+                found["rejected"].update(reject.video)
+                found["lost" if reject.clips else "refused"].update(reject.buckets)
+        return {name: dict(counts) for name, counts in found.items() if counts}
 
     @property
     def whole(self) -> bool:

@@ -35,6 +35,8 @@ def check_record(raw: dict[str, Any]) -> None:
     _numbers("changes", raw["changes"], CHANGES)
     for name in ("rejects", "warnings"):
         _numbers(name, raw[name])
+    for name, counts in raw.get("videos", {}).items():
+        _numbers(f"videos.{name}", counts)
     for name, bucket in raw["buckets"].items():
         _numbers(f"buckets.{name}", bucket, IN_BUCKET)
     for name in ("open_shards", "takedowns"):

@@ -19,7 +19,16 @@ from pipeline.config import DrillConfig
 from pipeline.errors import InputError, NotFound, OutputError, PublishFailed
 from pipeline.format.layout import SNAPSHOTS, snapshot_key, snapshot_number, snapshot_table_key
 from pipeline.ledger.copies import COPIES, NO_COPIES, Copies
-from pipeline.ledger.manifest import CHOICES, FILES, OPEN, RECEIPTS, column_names, from_parquet, read_batches
+from pipeline.ledger.manifest import (
+    ADDED_LATER,
+    CHOICES,
+    FILES,
+    OPEN,
+    RECEIPTS,
+    column_names,
+    from_parquet,
+    read_batches,
+)
 from pipeline.ledger.record_checks import check_record
 from pipeline.process import kill_points as drill
 from pipeline.records import ChannelStats
@@ -94,6 +103,7 @@ class Snapshot:
     takedowns: tuple[str, ...]  # keys of those applied; readers also apply later ones
     passed_over: tuple[int, ...]  # numbers of damaged snapshots, found with `--rebuild` by this one or an ancestor
     tables: dict[str, TableRef]
+    videos: dict[str, dict[str, int]] = field(default_factory=dict)  # see `CountedReceipt.videos`; sums over receipts
 
     @property
     def num_open(self) -> int:
@@ -282,8 +292,9 @@ class Snapshots:
             raise self._damaged(
                 f"{key} is not the table that was published: sha256 {found}, expected {reference.sha256}", key
             )
-        if (names := column_names(data)) != SCHEMAS[name].names:
-            raise self._damaged(f"{key} has the columns {names}, expected {SCHEMAS[name].names}", key)
+        names, expected = column_names(data), SCHEMAS[name].names
+        if names != [each for each in expected if each in names or each not in ADDED_LATER]:
+            raise self._damaged(f"{key} has the columns {names}, expected {expected}", key)
         return data
 
     def _damaged(self, message: str, key: str) -> OutputError:

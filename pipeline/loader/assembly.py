@@ -119,7 +119,7 @@ def assemble(
         variants = check_variants(options.variants, names, dataset.store.root)
         buckets = with_variants(cropped(dataset.places, options.crop, dataset.spec), variants, names, dataset.files)
         remote = is_remote(dataset.store.root)
-        finder = SlotFinder(dataset, buckets, options.seed, pool, stats)
+        finder = SlotFinder(dataset, buckets, options.seed, pool)
         reader = BatchReader(
             dataset.fetcher,
             finder,
@@ -141,7 +141,17 @@ def assemble(
             extra |= {"join": joins[number], "verify_join": _verified(options, remote=remote)[0]}
         makers.append(
             BatchMaker(
-                dataset, buckets, finder, reader, values, captions, pool, seed=options.seed, crop=options.crop, **extra
+                dataset,
+                buckets,
+                finder,
+                reader,
+                values,
+                captions,
+                pool,
+                stats,
+                seed=options.seed,
+                crop=options.crop,
+                **extra,
             )
         )
         rows.append(DatasetRows(dataset.identity, {name: bucket.rows() for name, bucket in buckets.items()}))

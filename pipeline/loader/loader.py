@@ -8,7 +8,7 @@ import time
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, LatheError
 from pipeline.loader.arguments import integer, number, texts
 from pipeline.loader.assembly import Options, assemble, check_datasets
 from pipeline.loader.captions import CaptionRule
@@ -35,12 +35,13 @@ if TYPE_CHECKING:
     from pipeline.loader.cache import TensorCache
     from pipeline.loader.crops import Crop
     from pipeline.loader.iterable import LatentIterable
+    from pipeline.loader.maker import Prepared
     from pipeline.loader.mixture import Weights
     from pipeline.loader.order import GlobalBatch
     from pipeline.loader.rules import BatchRule
 
 TAKEDOWNS_EVERY_S = 300.0
-PLANNED_AT_ONCE = 8  # steps
+PREPARED_AT_ONCE = 8  # steps
 
 
 class LatentLoader:
@@ -173,7 +174,7 @@ class LatentLoader:
             "weights": None if schedule is None else described_weights(schedule),
         }
         self._order_lock = Lock()
-        self._plans: dict[int, GlobalBatch | None] = {}
+        self._planned: dict[int, tuple[GlobalBatch | None, Prepared | None]] = {}
         self._step, self._ended = 0, False
         every_s = number("takedowns_every_s", takedowns_every_s)
         self._watch = TakedownWatch(self._datasets, self._ahead.reads, every_s, peers)
@@ -235,11 +236,8 @@ class LatentLoader:
     def peek(self, step: int) -> list[str]:
         """Ids of this rank's latents in a step; no tensor is read. Empty after the end."""
         self._ahead.check()
-        found = self._planned(integer("peek: step", step, 0))
-        if found is None:
-            return []
-        slots = self._makers[found.dataset].slots(found.share(self._rank, self._world), found.epoch)
-        return [slot.id for slot in slots]
+        found = self._prepared(integer("peek: step", step, 0))
+        return [] if found is None else [slot.id for slot in found.slots]
 
     def stats(self) -> dict[str, Any]:
         """Counters since the loader was made, see `LoaderStats`; `retries` of local files."""
@@ -308,17 +306,34 @@ class LatentLoader:
                 tensor.record_stream(torch.cuda.current_stream(tensor.device))
         return batch
 
-    def _planned(self, step: int, at_once: int = 1) -> GlobalBatch | None:
-        """The global batch of a step; with it those of the steps after it are planned, `at_once` in all."""
-        with self._order_lock:
-            if step not in self._plans:
-                self._plans = {number: self._order.batch(number) for number in range(step, step + at_once)}
-            return self._plans[step]
-
     def _make(self, step: int) -> Batch | None:
-        # Several at once: each read of a batch puts what the order needs out of the processor's cache, five times its own cost.
-        found = self._planned(step, PLANNED_AT_ONCE)
-        if found is None:
+        found = self._prepared(step, PREPARED_AT_ONCE)
+        return None if found is None else self._makers[found.batch.dataset].make(found)
+
+    def _prepared(self, step: int, at_once: int = 1) -> Prepared | None:
+        """This rank's share of a step, None after the end. With it those of the steps after it are prepared, `at_once` in all."""
+        with self._order_lock:
+            if step not in self._planned:
+                kept = {number: plan for number, plan in self._planned.items() if step - at_once < number < step}
+                self._planned = kept | {number: self._plan(number) for number in range(step, step + at_once)}
+            batch, prepared = self._planned[step]
+        if batch is None:
             return None
-        share = found.share(self._rank, self._world)
-        return self._makers[found.dataset].make(found, share)
+        maker = self._makers[batch.dataset]
+        if prepared is None or not maker.is_current(prepared):
+            prepared = maker.prepare(batch, batch.share(self._rank, self._world))
+        return prepared
+
+    def _plan(self, step: int) -> tuple[GlobalBatch | None, Prepared | None]:
+        """The global batch of a step, and the share of it that this rank reads, if no index must be read for it.
+
+        Several at once: each read of a batch puts what this needs out of the processor's cache, which costs five times as much.
+        """
+        batch = self._order.batch(step)
+        if batch is None:
+            return None, None
+        try:
+            share = batch.share(self._rank, self._world)
+            return batch, self._makers[batch.dataset].prepare(batch, share, held=True)
+        except LatheError:  # raised again when this step comes
+            return batch, None

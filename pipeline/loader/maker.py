@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from pipeline.ledger.takedowns import Takedowns
     from pipeline.loader.buckets import Bucket
     from pipeline.loader.captions import CaptionRule
     from pipeline.loader.dataset import LatentDataset
@@ -31,9 +33,23 @@ if TYPE_CHECKING:
     from pipeline.loader.rules import Grid
     from pipeline.loader.sidecars import SidecarJoin
     from pipeline.loader.slots import Slot, SlotFinder
+    from pipeline.loader.stats import LoaderStats
     from pipeline.loader.values import Values
 
 Share = RowsOfBucket | list["Packed"]
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A rank's share of a batch before its tensors are read. `takedowns`: of the dataset when the slots were found. `facts`: fields of the
+    `Batch` that do not depend on tensors; None where columns of the files must be read for them.
+    """
+
+    batch: GlobalBatch
+    share: Share
+    takedowns: Takedowns
+    slots: list[Slot]
+    facts: dict[str, Any] | None
 
 
 class BatchMaker:
@@ -48,6 +64,7 @@ class BatchMaker:
         values: Values,
         captions: CaptionRule,
         pool: Executor,
+        stats: LoaderStats,
         *,
         seed: int,
         crop: Crop | None,
@@ -58,7 +75,7 @@ class BatchMaker:
     ) -> None:
         self._dataset, self._buckets, self._finder = dataset, buckets, finder
         self._reader, self._values, self._captions = reader, values, captions
-        self._pool, self._seed, self._crop, self._pad = pool, seed, crop, pad_multiple
+        self._pool, self._stats, self._seed, self._crop, self._pad = pool, stats, seed, crop, pad_multiple
         self._draws = values.draws or captions.draws or isinstance(crop, Window)
         self._tokens = {  # patches of a latent in time, height and width
             name: tuple(-(-size // step) for size, step in zip(bucket.grid, patch, strict=True))
@@ -68,31 +85,37 @@ class BatchMaker:
         self._join, self._verify_join = join, verify_join
         self._columns = (*dataset.columns, *(name for name in captions.columns if name not in dataset.columns))
 
-    def slots(self, share: Share, epoch: int) -> list[Slot]:
-        """Rows of a share in order, after takedowns."""
-        if isinstance(share, RowsOfBucket):
-            return self._finder.find(share.bucket, share.rows, epoch)
-        names = [name for sequence in share for name in sequence.buckets]
-        rows = np.concatenate([sequence.rows for sequence in share])
-        slots: list[Slot | None] = [None] * len(names)
-        for name in dict.fromkeys(names):
-            places = [i for i, other in enumerate(names) if other == name]
-            for place, slot in zip(places, self._finder.find(name, rows[places], epoch), strict=True):
-                slots[place] = slot
-        return [slot for slot in slots if slot is not None]
+    def prepare(self, batch: GlobalBatch, share: Share, *, held: bool = False) -> Prepared | None:
+        """Finds the rows of a share. With `held` None if an index of a file would have to be read.
 
-    def make(self, batch: GlobalBatch, share: Share) -> Batch:
-        """Reads the share of a rank. Raises as `BatchReader.read`."""
-        slots = self.slots(share, batch.epoch)
+        Raises:
+            InputError: an index that is missing or not the recorded one; a bucket without a row left.
+        """
+        takedowns = self._dataset.takedowns
+        slots = self._slots(share, batch.epoch, held=held)
+        if slots is None:
+            return None
+        rates = [self._rate(slot.file) for slot in slots]
+        known = not self._columns and None not in rates
+        facts = self._facts(slots, [{"fps": rate} for rate in rates], batch, share) if known else None
+        return Prepared(batch, share, takedowns, slots, facts)
+
+    def is_current(self, prepared: Prepared) -> bool:
+        """Whether no takedown was applied since."""
+        return prepared.takedowns is self._dataset.takedowns
+
+    def make(self, prepared: Prepared) -> Batch:
+        """Reads what was prepared. Raises as `BatchReader.read`."""
+        batch, share, slots, facts = prepared.batch, prepared.share, prepared.slots.copy(), prepared.facts
         packed, apart = not isinstance(share, RowsOfBucket), self._crop is not None
         blocks = self._reader.read(slots, batch.epoch, apart=apart, alike=not packed and not apart)
-        # After reading: a damaged row was replaced by another one.
-        ids = [slot.id for slot in slots]
-        keys = (
-            [key_of(self._seed, self._dataset.identity, batch.epoch, name) for name in ids]
-            if self._draws
-            else [0] * len(ids)
-        )
+        if taken_down := sum(slot.draws > 0 for slot in prepared.slots):
+            self._stats.add(taken_down=taken_down)
+        # A damaged row was replaced by another one.
+        replaced = any(slot is not before for slot, before in zip(slots, prepared.slots, strict=True))
+        if facts is None or replaced:
+            facts = self._facts(slots, self._scalars_of(slots), batch, share)
+        keys = self._keys([slot.id for slot in slots], batch.epoch) if self._draws else [0] * len(slots)
         others = dict(zip(reversed(self._dataset.others), reversed(blocks), strict=False))
         with self._values.copying():
             latents = self._latents(slots, blocks[: len(blocks) - len(others)], keys, packed=packed)
@@ -101,32 +124,9 @@ class BatchMaker:
                 for name, block in others.items()
                 if name != FIRST_FRAME
             }
-        scalars = self._scalars_of(slots)
-        metadata = [row.get("metadata") for row in scalars]
-        frames = [self._buckets[slot.bucket].shape.frames for slot in slots]
-        fps = [row["fps"] for row in scalars]
-        tokens = [self._tokens[slot.bucket] for slot in slots]
-        captions = self._captions.chosen([slot.index.text("caption", slot.position) for slot in slots], scalars, keys)
         made = Batch(
             latents=latents,
-            ids=ids,
-            captions=captions,
-            bucket=[slot.bucket for slot in slots] if packed else slots[0].bucket,
-            num_frames=_tensor(frames, np.int64),
-            fps=_tensor(fps, np.float64),
-            duration_s=_tensor(
-                [
-                    count / rate if rate else 0.0 for count, rate in zip(frames, fps, strict=True)
-                ],  # an image lasts no time
-                np.float64,
-            ),
-            num_tokens=_tensor([prod(count) for count in tokens], np.int64),
-            is_image=max(frames) == 1,
-            metadata=[found or {} for found in metadata] if "metadata" in self._dataset.columns else [],
-            dataset=batch.dataset,
-            step=batch.step,
-            epoch=batch.epoch,
-            columns={name: [row[name] for row in scalars] for name in self._dataset.columns if name != "metadata"},
+            **facts,
             i2v_cond=more.get(I2V_COND),
             members={name: more[name] for name in self._dataset.others if name not in STORED},
         )
@@ -135,11 +135,60 @@ class BatchMaker:
         if self._join is not None:
             with self._values.copying():
                 made.sidecars = self._join.tensors(
-                    ids, captions, self._pool, self._values.move, verify=self._verify_join
+                    made.ids, made.captions, self._pool, self._values.move, verify=self._verify_join
                 )
         if not isinstance(share, RowsOfBucket):
-            self._describe_packing(made, share, tokens)
+            self._describe_packing(made, share, [self._tokens[slot.bucket] for slot in slots])
         return made
+
+    def _slots(self, share: Share, epoch: int, *, held: bool) -> list[Slot] | None:
+        """Rows of a share in order, after takedowns."""
+        if isinstance(share, RowsOfBucket):
+            return self._finder.find(share.bucket, share.rows, epoch, held=held)
+        names = [name for sequence in share for name in sequence.buckets]
+        rows = np.concatenate([sequence.rows for sequence in share])
+        slots: list[Slot | None] = [None] * len(names)
+        for name in dict.fromkeys(names):
+            places = [i for i, other in enumerate(names) if other == name]
+            found = self._finder.find(name, rows[places], epoch, held=held)
+            if found is None:
+                return None
+            for place, slot in zip(places, found, strict=True):
+                slots[place] = slot
+        return [slot for slot in slots if slot is not None]
+
+    def _keys(self, ids: list[str], epoch: int) -> list[int]:
+        """Keys of the draws of rows in an epoch."""
+        return [key_of(self._seed, self._dataset.identity, epoch, name) for name in ids]
+
+    def _facts(
+        self, slots: list[Slot], scalars: list[dict[str, Any]], batch: GlobalBatch, share: Share
+    ) -> dict[str, Any]:
+        """Fields of the `Batch` that do not depend on tensors. `scalars`: `fps` and columns of each slot."""
+        ids = [slot.id for slot in slots]
+        keys = self._keys(ids, batch.epoch) if self._captions.draws else [0] * len(ids)
+        frames = [self._buckets[slot.bucket].shape.frames for slot in slots]
+        fps = [row["fps"] for row in scalars]
+        # an image lasts no time
+        seconds = [count / rate if rate else 0.0 for count, rate in zip(frames, fps, strict=True)]
+        columns = self._dataset.columns
+        return {
+            "ids": ids,
+            "captions": self._captions.chosen(
+                [slot.index.text("caption", slot.position) for slot in slots], scalars, keys
+            ),
+            "bucket": slots[0].bucket if isinstance(share, RowsOfBucket) else [slot.bucket for slot in slots],
+            "num_frames": _tensor(frames, np.int64),
+            "fps": _tensor(fps, np.float64),
+            "duration_s": _tensor(seconds, np.float64),
+            "num_tokens": _tensor([prod(self._tokens[slot.bucket]) for slot in slots], np.int64),
+            "is_image": max(frames) == 1,
+            "metadata": [row.get("metadata") or {} for row in scalars] if "metadata" in columns else [],
+            "columns": {name: [row[name] for row in scalars] for name in columns if name != "metadata"},
+            "dataset": batch.dataset,
+            "step": batch.step,
+            "epoch": batch.epoch,
+        }
 
     def _latents(
         self, slots: list[Slot], blocks: list[Tensors], keys: list[int], *, packed: bool, name: str = LATENT

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from pipeline.loader.buckets import Bucket, Draw
     from pipeline.loader.dataset import LatentDataset
     from pipeline.loader.file_index import FileIndex
-    from pipeline.loader.stats import LoaderStats
 
 MOST_DRAWS = 1000  # for one row; a bucket of which so many draws are hidden has nothing left to read
 
@@ -42,20 +41,22 @@ class Slot:
 class SlotFinder:
     """Finds the rows of one dataset. `buckets`: those of the order, after a crop."""
 
-    def __init__(
-        self, dataset: LatentDataset, buckets: Mapping[str, Bucket], seed: int, pool: Executor, stats: LoaderStats
-    ) -> None:
+    def __init__(self, dataset: LatentDataset, buckets: Mapping[str, Bucket], seed: int, pool: Executor) -> None:
         self._dataset, self._buckets, self._seed = dataset, buckets, seed
-        self._pool, self._stats = pool, stats
+        self._pool = pool
 
-    def find(self, bucket: str, rows: np.ndarray, epoch: int) -> list[Slot]:
+    def find(self, bucket: str, rows: np.ndarray, epoch: int, *, held: bool = False) -> list[Slot] | None:
         """Slots of rows of a bucket, in order; rows that are hidden by a takedown are replaced.
+
+        With `held` None if an index is not in memory.
 
         Raises:
             InputError: an index that is missing or not the recorded one; a bucket without a row left.
         """
         numbers, positions = self._buckets[bucket].locate(rows, self._draw(bucket, epoch))
-        indexes = self._indexes(set(numbers.tolist()))
+        indexes = self._indexes(set(numbers.tolist()), held=held)
+        if indexes is None:
+            return None
         slots = [
             Slot(bucket, row, number, position, indexes[number])
             for row, number, position in zip(rows.tolist(), numbers.tolist(), positions.tolist(), strict=True)
@@ -63,13 +64,7 @@ class SlotFinder:
         self._buckets[bucket].check(slots)
         if not self._dataset.takedowns:
             return slots
-        found = []
-        for slot in slots:
-            if self._hidden(slot):
-                self._stats.add(taken_down=1)
-                slot = self.replacement(slot, epoch)
-            found.append(slot)
-        return found
+        return [self.replacement(slot, epoch) if self._hidden(slot) else slot for slot in slots]
 
     def replacement(self, slot: Slot, epoch: int) -> Slot:
         """Another row of the same bucket: a draw from seed, epoch and row, the same on every machine.
@@ -104,11 +99,13 @@ class SlotFinder:
         gone = slot.index.hidden(self._dataset.takedowns)
         return gone is not None and bool(gone[slot.position])
 
-    def _indexes(self, numbers: set[int]) -> dict[int, FileIndex]:
-        """Indexes of files; those that are not in memory are read at once."""
+    def _indexes(self, numbers: set[int], *, held: bool) -> dict[int, FileIndex] | None:
+        """Indexes of files; those that are not in memory are read at once, unless `held`."""
         indexes = self._dataset.indexes
         found = indexes.held_of(numbers)
         if missing := [number for number in numbers if number not in found]:
+            if held:
+                return None
             read = self._pool.map(indexes.get, missing) if len(missing) > 1 else map(indexes.get, missing)
             found.update(zip(missing, read, strict=True))
         return found

@@ -80,6 +80,7 @@ def snapshot_of(
         takedowns=tuple(item.key for item in candidate.decisions.overlaps.takedowns.records),
         passed_over=(),
         tables={},
+        videos=_videos(candidate.receipts_path),
     )
 
 
@@ -142,6 +143,16 @@ def _summed(texts: pa.ChunkedArray) -> dict[str, int]:
         for name, n in json.loads(item["values"]).items():
             found[name] += n * item["counts"]
     return dict(found.most_common())
+
+
+def _videos(receipts: Path) -> dict[str, dict[str, int]]:
+    """Sums of `CountedReceipt.videos`, given as JSON in the table of receipts; of receipts that have it."""
+    found: dict[str, Counter[str]] = {}
+    for batch in read_batches(receipts, ["videos"]):
+        for text in batch["videos"].drop_null().to_pylist():
+            for name, counts in json.loads(text).items():
+                found.setdefault(name, Counter()).update(counts)
+    return {name: dict(counts) for name, counts in sorted(found.items())}
 
 
 def _buckets(files: pa.Table) -> dict[str, dict[str, int]]:

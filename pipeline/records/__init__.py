@@ -8,6 +8,7 @@
 - `annotation_rows`: rows of tables on their way to the reader of a shard
 - `clips`: an opened video, its clips, frames and latents
 - `receipt`: files, counts and the receipt of a shard
+- `video_counts`: source videos counted by length and size
 """
 
 from pipeline.records.clips import (
@@ -54,6 +55,7 @@ from pipeline.records.inputs import (
 )
 from pipeline.records.members import MAIN, MemberObject, MemberRule, MemberVideo, is_mask
 from pipeline.records.receipt import FORMAT_VERSIONS, ChannelStats, Counts, Receipt, Timings, WrittenFile
+from pipeline.records.video_counts import VideoCounts, video_counts
 
 __all__ = [
     "BASE",
@@ -92,6 +94,7 @@ __all__ = [
     "StillOpening",
     "TimeSpan",
     "Timings",
+    "VideoCounts",
     "VideoEnded",
     "VideoInfo",
     "WrittenFile",
@@ -104,5 +107,6 @@ __all__ = [
     "stable_hash",
     "stored_shard",
     "variant_names",
+    "video_counts",
     "warning_kinds",
 ]

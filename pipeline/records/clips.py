@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.records.members import is_mask
+from pipeline.records.video_counts import VideoCounts, video_counts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +36,11 @@ class Bucket:
 
     def __str__(self) -> str:
         return f"{self.frames or 'n'}x{self.height}x{self.width}"
+
+    @property
+    def name(self) -> str:
+        """`v17x256x256`; `vnx256x256` where clips are whole videos. A folder name and the `bucket` column."""
+        return f"v{self}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,10 @@ class VideoInfo:
                 f"VideoInfo wants sizes, frames and sample aspect of at least 1, a rotation of 0, 90, 180 or 270 degrees, and fps and "
                 f"duration of at least 0, got {self}"
             )
+
+    def counted(self) -> VideoCounts:
+        """The video as counts by length and size."""
+        return video_counts(self.width, self.height, None if self.is_image else self.duration_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pipeline.errors import BadDataError
+    from pipeline.records.video_counts import VideoCounts
 
 # Suffixes of video files, in a corpus folder and in a tar. Of several videos of one sample the one listed first here is encoded.
 # Each belongs to a format of `FORMATS` in `pipeline.video.decode.container`.
@@ -274,6 +275,10 @@ class Reject:
     clip: int | None = None
     frames_recovered: int = 0
     clips_lost: int = 0  # clips that failed with the sample and have no reject of their own
+    # Length and size of the video, as far as known: on one reject of a sample that has no clips, and nowhere else.
+    video: VideoCounts = field(default_factory=dict)
+    # Of the clips that it covers, by bucket. A video that the clip rules refuse as a whole: the bucket it was nearest to, once.
+    buckets: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.stage or not self.reason or min(self.clip or 0, self.frames_recovered, self.clips_lost) < 0:
@@ -291,12 +296,26 @@ class Reject:
     ) -> Reject:
         """The reject of `sample`, or of its clip number `clip`, because of `error`. `stage` is used if the error names none."""
         stage, policy = error.stage or stage, isinstance(error, PolicyReject)
-        return cls(sample.key, stage, error.reason, error.message, policy, sample.uri, clip, frames_recovered)
+        return cls(
+            sample.key,
+            stage,
+            error.reason,
+            error.message,
+            policy,
+            sample.uri,
+            clip,
+            frames_recovered,
+            video=error.video,
+        )
 
     @property
     def clips(self) -> int:
         """Number of clips that this reject covers."""
         return self.clips_lost + (self.clip is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form, without `video` and `buckets` where they are empty."""
+        return {name: value for name, value in asdict(self).items() if value or name not in ("video", "buckets")}
 
 
 def warning_kinds(sample: Sample, warnings: Iterable[str]) -> set[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from pipeline.records.inputs import Reject, Shard, shard_from_dict, stored_shard
+from pipeline.records.video_counts import VideoCounts
 
 FORMAT_VERSIONS = (1, 2)
 """Format versions of outputs. A receipt has that of its output; versions differ in the names of objects, see `format.layout`."""
@@ -28,7 +29,8 @@ class WrittenFile:
     index_sha256: str
     frames: int = 0  # video frames of all rows; needed because buckets of whole videos name no length
     ranges: dict[str, list[Any]] = field(default_factory=dict)
-    """Least and greatest value of `id`, `fps` and `num_frames` over all rows; empty in receipts of version 1."""
+    """Least and greatest value of `id`, `fps` and `num_frames` over all rows, and with `unpaired: encode` whether they have each member,
+    true or false. Empty in receipts of version 1."""
 
     def __post_init__(self) -> None:
         if not self.key or not self.index_key or min(self.num_bytes, self.index_bytes, self.rows, self.frames) < 0:
@@ -151,6 +153,9 @@ class Receipt:
     recovered: tuple[
         tuple[str, str], ...
     ] = ()  # of a retry: (uri, key) of samples that had no clips before and have some now
+    # Encoded samples by length and size of their videos, one entry for each object of the shard. A retry counts only samples that no
+    # earlier receipt holds. None: not recorded.
+    videos: tuple[VideoCounts, ...] | None = None
 
     def added(self) -> Counts:
         """What this receipt adds to the counts of an output. A retry replaces the earlier counts of its samples, so some are negative."""
@@ -172,7 +177,7 @@ class Receipt:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
         raw = asdict(self)
-        return {**raw, "shard": stored_shard(raw["shard"])}
+        return {**raw, "shard": stored_shard(raw["shard"]), "rejects": [item.to_dict() for item in self.rejects]}
 
     def to_json(self) -> bytes:
         """Canonical JSON bytes."""
@@ -208,5 +213,6 @@ class Receipt:
                 },
                 "empty": tuple(raw["empty"]),
                 "recovered": tuple((uri, key) for uri, key in raw["recovered"]),
+                "videos": None if raw.get("videos") is None else tuple(raw["videos"]),
             }
         )

@@ -6,6 +6,7 @@ table of the same numbers beside it.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 380, 200  # of a chart, in units of its own
 LEFT, BOTTOM, TOP = 48, 44, 12
 SMALL_WIDTH, SMALL_HEIGHT = 200, 76  # of the histogram of a channel
-LABELS = 8  # most along an axis
+LETTER = 7  # width of one in a label, at most
+LABELS = 8  # most positions along an axis
 
 
 def bars(title: str, labels: Sequence[str], series: Mapping[str, Sequence[int]], unit: str) -> Markup:
@@ -31,7 +33,8 @@ def bars(title: str, labels: Sequence[str], series: Mapping[str, Sequence[int]],
             height = plot * value / top
             x = LEFT + place * step + step * 0.1 + number * width
             parts.append(_bar(f"s{number}", x, HEIGHT - BOTTOM - height, width, height))
-    every = -(-len(labels) // LABELS)
+    widest = max(map(len, labels), default=0) * LETTER + LETTER
+    every = max(1, math.ceil(len(labels) * widest / (WIDTH - LEFT)))
     for place, label in enumerate(labels):
         if place % every == 0:
             parts.append(_text(LEFT + (place + 0.5) * step, HEIGHT - BOTTOM + 16, label, "middle"))

@@ -16,6 +16,7 @@ from pipeline.format.columns import storable
 from pipeline.format.index import IndexRow
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import Snapshots
+from pipeline.report.source_videos import bucket_losses, source_videos
 from pipeline.report.values import Cost, Example, LeftOut, LostSource, RejectReason
 from pipeline.storage import is_remote
 
@@ -108,6 +109,8 @@ def left_out(
         sources=tuple(
             LostSource(str(_cut(uri)), n, found.samples.get(uri)) for uri, n in found.by_source.most_common(SOURCES)
         ),
+        losses=bucket_losses(snapshot),
+        videos=source_videos(snapshot),
         buckets=_fewer(snapshot, parent),
         without_caption=snapshot.warnings.get(NO_CAPTION, 0),
         warnings=snapshot.warnings,

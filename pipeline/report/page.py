@@ -31,6 +31,16 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\
 _LINE_ENDS = re.compile(r"\s+")
 GROUPS = {"worst": "Worst by PSNR", "median": "Median", "best": "Best by PSNR", "random": "Random"}
 NUMBERS = 12  # of a check, on its line
+CHECKS = {
+    "conservation": "Inputs that are neither rows nor rejects; counts of receipts, files and rows that differ.",
+    "files": "Data files and indexes that are missing, or have another size or other bytes.",
+    "removed": "More inputs or rows would be dropped than is allowed.",
+    "rejects": "A larger share of damaged inputs than is allowed.",
+    "finite": "Latents that are not a number, or infinite.",
+    "drift": "New latents whose mean or spread differs from those of the parent.",
+    "constants": "Latents that do not fit the constants of the network's authors.",
+    "canary": "Clips that, encoded again, give other latents or do not resemble their originals.",
+}
 
 
 def page_of(report: Report, pictures: Pictures, *, assets: str | None = None) -> bytes:
@@ -44,8 +54,9 @@ def page_of(report: Report, pictures: Pictures, *, assets: str | None = None) ->
         ),
         "source": lambda name: _source(pictures, name, assets),
         "charts": charts,
+        "meanings": CHECKS,
         "psnr": quality_histogram("PSNR of frames", "dB", (v for clip in clips for v in clip.frame_psnr)),
-        "ssim": quality_histogram("SSIM of frames", "SSIM", (v for clip in clips for v in clip.frame_ssim)),
+        "ssim": quality_histogram("SSIM of frames", "1 is equal", (v for clip in clips for v in clip.frame_ssim)),
         "rows": _data(_rows(report)),
     }
     return render("report.html.j2", "report.js", values, images="data:" if assets is None else "data: 'self' file:")
@@ -66,6 +77,8 @@ def render(
         visible=visible,
         size=size,
         duration=duration,
+        length_of=_length,
+        cost=_cost,
         count=_count,
         plural=_plural,
         numbers=_numbers,
@@ -131,6 +144,16 @@ def _count(number: float | None) -> str:
     if number is None:
         return "not known"
     return f"{number:,}" if isinstance(number, int) else f"{number:,.1f}"
+
+
+def _length(seconds: float) -> str:
+    """Length of video, in hours where it is long."""
+    return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else duration(seconds)
+
+
+def _cost(seconds: float, what: str) -> str:
+    """`5.6 core-seconds`, `1,059.2 core-hours`."""
+    return f"{seconds / 3600:,.1f} {what}-hours" if seconds >= 3600 else f"{seconds:,.1f} {what}-seconds"
 
 
 def _plural(number: int, noun: str) -> str:

@@ -87,6 +87,38 @@ class LostSource:
 
 
 @dataclass(frozen=True, slots=True)
+class Histogram:
+    """Counts by value. `labels` ascend; each list of `series` has one count for each label."""
+
+    name: str
+    unit: str
+    labels: tuple[str, ...]
+    series: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceVideos:
+    """Source videos whose length and size are recorded. `encoded_s`, `rejected_s`: their lengths, summed."""
+
+    encoded: int
+    rejected: int  # of which one of both was known when they were rejected
+    encoded_s: float
+    rejected_s: float
+    histograms: tuple[Histogram, ...]  # length, size: all inputs against encoded ones
+
+
+@dataclass(frozen=True, slots=True)
+class BucketLoss:
+    """What a bucket lost. `share`: of its rows, lost clips and refused videos, a video counted once."""
+
+    bucket: str
+    rows: int
+    lost: int  # clips that failed
+    refused: int  # videos that the clip rules refuse, and that were nearest to this bucket
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class LeftOut:
     """What is not in the snapshot, and why."""
 
@@ -97,6 +129,8 @@ class LeftOut:
     clips_rejected: int
     reasons: tuple[RejectReason, ...]  # most frequent first
     sources: tuple[LostSource, ...]  # most rejects first
+    losses: tuple[BucketLoss, ...]  # largest share first; of receipts that record them
+    videos: SourceVideos | None  # None: not recorded, by earlier versions of Lathe
     buckets: dict[str, int]  # rows that a bucket has fewer than in the parent
     without_caption: int  # encoded samples; of receipts whose rows all count
     warnings: dict[str, int]
@@ -105,16 +139,6 @@ class LeftOut:
     newer_takedowns: int  # since the snapshot; readers apply them, the numbers of this report do not
     receipts: int
     receipts_read: int
-
-
-@dataclass(frozen=True, slots=True)
-class Histogram:
-    """Counts of rows by value. `labels` ascend; each list of `series` has one count for each label."""
-
-    name: str
-    unit: str
-    labels: tuple[str, ...]
-    series: dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)

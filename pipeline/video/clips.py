@@ -167,21 +167,25 @@ def choose_clips(
     annotated spans to cut inside, None: the whole video. Spans that no clip fits are left out, with a reject.
     """
 
-    def refused(reason: str, message: str) -> tuple[tuple[ClipPlan, ...], tuple[Reject, ...]]:
-        return (), (Reject(key, "clips", reason, message, policy=True, uri=uri),)
+    def refused(
+        reason: str, message: str, buckets: dict[str, int] | None = None
+    ) -> tuple[tuple[ClipPlan, ...], tuple[Reject, ...]]:
+        return (), (Reject(key, "clips", reason, message, policy=True, uri=uri, buckets=buckets or {}),)
 
+    available = grid_length(len(times_s), end_s, rules.fps)
     if rules.fps is not None and info.fps < rules.min_fps_ratio * rules.fps:
         return refused(
             "fps_too_low",
             f"{info.fps:g} frames per second; clips.fps {rules.fps:g} with clips.min_fps_ratio {rules.min_fps_ratio:g} "
             f"needs {rules.min_fps_ratio * rules.fps:g}",
+            _nearest(info, available, rules),
         )
-    available = grid_length(len(times_s), end_s, rules.fps)
     offered = _offered(info, rules)
     shortest = min((bucket.frames for bucket in rules.buckets), default=min(rules.frame_counts))
     shortest = shortest or rules.lead_frames or rules.time_stride  # 0: the whole video, of any length
     if available < shortest:
-        return refused("too_short", f"{available} frames at the sampling rate, the shortest clip needs {shortest}")
+        message = f"{available} frames at the sampling rate, the shortest clip needs {shortest}"
+        return refused("too_short", message, _nearest(info, available, rules))
     fitting = [bucket for bucket in offered if bucket.frames <= available]
     if not offered or not fitting:
         wanted = ", ".join(sorted({f"{b.height}x{b.width}" for b in rules.buckets})) or f"an area of {rules.area}"
@@ -189,6 +193,7 @@ def choose_clips(
             "too_small",
             f"{info.height}x{info.width} pixels for {available} frames would have to be enlarged to {wanted}; "
             "set clips.upscale to allow it",
+            _nearest(info, available, rules),
         )
     fps = info.fps if rules.fps is None else rules.fps
     clips: list[ClipPlan] = []
@@ -289,6 +294,12 @@ def _offered(info: VideoInfo | Window, rules: ClipRules) -> list[Bucket]:
     else:
         candidates = list(rules.buckets)
     return [b for b in candidates if rules.upscale or (b.height <= info.height and b.width <= info.width)]
+
+
+def _nearest(info: VideoInfo, available: int, rules: ClipRules) -> dict[str, int]:
+    """The bucket of a refused video, once, by name: as if it were large enough, and long enough for the shortest."""
+    every = _offered(info, replace(rules, upscale=True))
+    return {_choose(info, every, max(available, min(bucket.frames for bucket in every))).name: 1}
 
 
 def _for_content(inside: Window, frames: int, rules: ClipRules) -> Bucket | None:

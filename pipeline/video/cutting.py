@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from pipeline.config import DecodeConfig, DrillConfig
+from pipeline.errors import BadDataError
 from pipeline.records import (
     ClipFailed,
     ClipPlan,
@@ -102,6 +103,10 @@ class Cutter:
         started = time.thread_time()
         try:
             return work()
+        except BadDataError as error:
+            if not error.video and self._video is not None:
+                error.video = self._video.info.counted()
+            raise
         finally:
             self._cpu_s += time.thread_time() - started
 

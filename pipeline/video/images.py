@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, features
 
 from pipeline.errors import DamagedInput, LatheError, PolicyReject
-from pipeline.records import IMAGE_EXTENSIONS, EncodedVideo, VideoInfo
+from pipeline.records import IMAGE_EXTENSIONS, EncodedVideo, VideoInfo, video_counts
 from pipeline.video.decode import Shown, Video, open_video
 from pipeline.video.decode.container import measure
 from pipeline.video.decode.encoded_file import open_encoded
@@ -122,7 +122,8 @@ def open_pictures(video: bytes | str, limits: DecodeConfig, images: ImageRules) 
                 file.close()
                 return None
             if format_ in ANNOUNCING and (hdr := transfer(head)) is not None:
-                raise PolicyReject("hdr", f"the image is {hdr}; convert it to SDR", stage="decode")
+                size = video_counts(image.width, image.height)
+                raise PolicyReject("hdr", f"the image is {hdr}; convert it to SDR", stage="decode", video=size)
             return Pictures(image, format_, file, content_hash, limits, images)
         except BaseException:
             file.close()
@@ -183,7 +184,8 @@ def _opened(file: EncodedFile, format_: str, limits: DecodeConfig) -> Image.Imag
         image = Image.open(file, formats=[format_])  # type: ignore[arg-type]  # it needs read, seek and tell
     if image.width * image.height > limits.max_pixels:
         message = f"an image of {image.width}x{image.height} is larger than decode.max_pixels {limits.max_pixels}"
-        raise PolicyReject("too_many_pixels", message, stage="decode")
+        video = video_counts(image.width, image.height)
+        raise PolicyReject("too_many_pixels", message, stage="decode", video=video)
     return image
 
 
@@ -230,7 +232,7 @@ class Pictures:
         width, height = image.size[::-1] if orientation.transpose else image.size
         if not moves and max(width, height) > images.max_aspect * min(width, height):
             message = f"{width}x{height} pixels are longer than images.max_aspect {images.max_aspect:g} allows"
-            raise PolicyReject("aspect_ratio", message, stage="decode")
+            raise PolicyReject("aspect_ratio", message, stage="decode", video=video_counts(width, height))
         if orientation.mirrored:
             warnings.append("mirrored")
         if image.format in PAGED and frames > 1:

@@ -312,6 +312,8 @@ def test_non_finite_clip_is_rejected_and_the_rest_of_its_sample_written(shard, c
     (reject,) = receipt.rejects
     assert (reject.stage, reject.reason, reject.clip, reject.policy) == ("encode", "non_finite_latent", 0, False)
     assert "-300000 to 3 in channel 2" in reject.message
+    assert (reject.buckets, reject.video) == ({"v5x32x32": 1}, {})
+    assert [sum(counts.values()) - counts["ms"] for counts in receipt.videos] == [2 * 3]  # a length and a size each
     assert len(rows(tmp_path / "out")) == 3
 
 
@@ -327,6 +329,8 @@ def test_clip_with_the_writer_is_kept_when_its_decoder_dies(shard, context, tmp_
     attempt.sample_rejected(samples[0], Reject("0", "decode", "decoder_crashed", "twice", policy=False))
     result = until(attempt.poll)
     assert (result.counts.clips_planned, result.counts.clips, result.counts.clips_rejected) == (5, 3, 2)
+    (reject,) = receipts(tmp_path / "out")[0].rejects
+    assert (reject.clips, reject.buckets, reject.video) == (2, {"v5x32x32": 2}, {})
     assert len(rows(tmp_path / "out")) == 3
 
 

@@ -92,6 +92,15 @@ def test_every_video_of_a_tar_is_a_row_or_a_reject(build):
         pyarrow.json.read_json(io.BytesIO(row["metadata"].encode() + b"\n"))
 
 
+def test_every_video_that_opened_is_counted_by_length_and_size(build):
+    (receipt,) = receipts(build[1].output)
+    assert receipt.videos == ({"px0": 9, "s1": 9, "ms": 9 * 1125},)
+    known = {reject.reason: (reject.video, reject.buckets) for reject in receipt.rejects}
+    nothing = ({}, {})
+    short = ({"px0": 1, "s0": 1, "ms": 375}, {"v5x32x32": 1})
+    assert known == {"duplicate_key": nothing, "extra_video": nothing, "too_short": short}
+
+
 def test_plan_encode_and_status_count_the_same_warnings(build):
     _, job, report = build
     (receipt,) = receipts(job.output)
@@ -154,11 +163,13 @@ def test_a_file_in_two_receipts_counts_its_warnings_once(tmp_path):
     assert (found.counts.samples, found.warnings["no_caption"]) == (2, 1)
 
 
-def test_a_receipt_of_an_earlier_version_has_no_warnings(build):
+def test_a_receipt_of_an_earlier_version_has_no_warnings_and_no_videos(build):
     _, job, _ = build
     raw = json.loads(receipts(job.output)[0].to_json())
-    del raw["warnings"]
-    assert Receipt.from_json(json.dumps(raw).encode()).warnings == {}
+    del raw["warnings"], raw["videos"]
+    assert all("video" not in reject for reject in raw["rejects"] if reject["reason"] != "too_short")
+    found = Receipt.from_json(json.dumps(raw).encode())
+    assert (found.warnings, found.videos) == ({}, None)
 
 
 def test_a_plain_file_keeps_its_name(tmp_path):

@@ -101,14 +101,16 @@ def commit(
     """An attempt at a shard of plain files: one row per file, or the reject given by `rejected` (stem -> reason); then the receipt."""
     attempt = f"{next(ticks):08x}"
     rejected = rejected or {}
-    rows, rejects, digests = [], [], {}
+    rows, rejects, digests, videos = [], [], {}, {}
     for source in shard.objects:
         stem = Path(source.uri).stem
         digests[source.uri] = hashlib.blake2b(Path(source.uri).read_bytes(), digest_size=16).hexdigest()
         if stem in rejected:
             policy = rejected[stem] not in DAMAGE
-            rejects.append(Reject(stem, "decode", rejected[stem], "x", policy=policy, uri=source.uri))
+            known = {"video": {"px480": 1, "s1": 1, "ms": 1500}, "buckets": {"v9": 1}}
+            rejects.append(Reject(stem, "decode", rejected[stem], "x", policy=policy, uri=source.uri, **known))
             continue
+        videos[source.uri] = {"px720": 1, "s5": 1, "ms": 5000}
         name = row_id(source.uri, source.etag, fingerprint)
         text = (storable(source.uri), storable(stem), digests[source.uri])
         tensor = (0, len(LATENT), payload_hash(LATENT), None, None, None, (1,), "float32")
@@ -149,6 +151,7 @@ def commit(
         digests=digests,
         empty=tuple(source.uri for source in shard.objects if Path(source.uri).stem in rejected),
         recovered=tuple((row.source_uri, row.source_key) for row in rows) if shard.retry is not None else (),
+        videos=tuple(videos.get(source.uri, {}) for source in shard.objects),
     )
     return Ledger(store).commit(made)
 

@@ -294,6 +294,7 @@ def test_too_short_names_the_frames_found_and_needed():
     _, (reject,) = planned(rules_of(frames=[17, 33], fps=8.0), frames=40, fps=25.0)
     assert reject.reason == "too_short"
     assert reject.message == "13 frames at the sampling rate, the shortest clip needs 17"
+    assert reject.buckets == {"v17x256x256": 1}
 
 
 def test_too_small_unless_upscaling_is_allowed():
@@ -301,6 +302,7 @@ def test_too_small_unless_upscaling_is_allowed():
     assert reject.reason == "too_small"
     assert reject.message.startswith("144x192 pixels")
     assert "256x256" in reject.message
+    assert reject.buckets == {"v17x256x256": 1}
     (clip,), _ = planned(rules_of(size="256x256", upscale=True), height=144, width=192)
     assert (clip.scaled_height, clip.scaled_width) == (256, 341)
 
@@ -309,5 +311,6 @@ def test_a_source_slower_than_the_ratio_is_fps_too_low():
     _, (reject,) = planned(rules_of(fps=24.0), fps=15.0)
     assert (reject.reason, reject.policy) == ("fps_too_low", True)
     assert "15 frames per second" in reject.message
+    assert list(reject.buckets.values()) == [1]
     assert planned(rules_of(fps=24.0, min_fps_ratio=0.5), fps=15.0)[0]
     assert planned(rules_of(fps=24.0), fps=23.976)[0]

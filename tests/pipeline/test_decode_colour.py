@@ -74,7 +74,7 @@ def test_hdr_is_refused_or_tone_mapped():
     data = encode(4, codec="libx265", pix_fmt="yuv420p10le", options=X265, tags=HDR)
     with pytest.raises(PolicyReject, match="PQ video") as caught:
         open_video(data, LIMITS)
-    assert caught.value.reason == "hdr"
+    assert (caught.value.reason, set(caught.value.video)) == ("hdr", {"px0", "s0", "ms"})
     video = open_video(data, limits(hdr="convert"))
     assert (video.info.color_matrix, "tonemapped" in video.info.warnings) == ("bt709", True)
     signal = (np.array([luma_of(i) for i in range(4)]) - 16) / 219

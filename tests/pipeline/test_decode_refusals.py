@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -44,6 +46,18 @@ def test_an_unknown_codec_has_no_decoder():
 def test_limits_hold_before_decoding(values, reason, container):
     assert reason_of(encode(8, options=FAST, container=container), limits(**values)) == (PolicyReject, reason)
     assert len(lumas(encode(8, options=FAST, container=container))) == 8
+
+
+def test_what_is_known_of_a_refused_video_is_counted():
+    data = encode(8, options=FAST)
+    for values, names in (
+        ({"max_pixels": SMALL * SMALL - 1}, {"px0"}),
+        ({"max_duration_s": 0.2}, {"px0", "s0", "ms"}),
+        ({"max_video_bytes": 500}, set()),
+    ):
+        with pytest.raises(PolicyReject) as caught:
+            open_video(data, limits(**values))
+        assert set(pickle.loads(pickle.dumps(caught.value)).video) == names  # noqa: S301
 
 
 def test_a_truncated_file_gives_its_frames_and_is_reported():

@@ -130,6 +130,10 @@ class History:
             snapshot = Snapshots(self.store).read(number)
             assert snapshot.counts["samples"] == snapshot.counts["encoded"] + snapshot.counts["rejected"]
             assert sum(snapshot.rejects.values()) == snapshot.counts["rejected"], "each rejected sample has one reject"
+            counted = (snapshot.videos.get(name, {}) for name in ("encoded", "rejected", "refused"))
+            sums = [sum(n for step, n in videos.items() if step in ("px720", "px480", "v9")) for videos in counted]
+            rejected = snapshot.counts["rejected"]
+            assert sums == [snapshot.counts["encoded"], rejected, rejected], "each video has one length and size"
             assert set(shown_ids(self.store, snapshot)) == set(self.rows_then(number)), number
             values = sum(item.stats.n for item in snapshot.fingerprints.values() if item.stats is not None)
             assert values == snapshot.counts["rows"], "each latent has one value"

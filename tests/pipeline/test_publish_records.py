@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -93,6 +94,22 @@ def test_verify_reports_a_takedown_that_cannot_be_read(store: Store) -> None:
     for number in (None, 1):
         (problem,) = verify_output(store, snapshot=number).problems
         assert (problem.file, "_takedowns/x.json cannot be read" in problem.found) == ("_takedowns/", True)
+
+
+def test_a_snapshot_of_an_earlier_version_is_read_and_published_on(store: Store, tmp_path: Path) -> None:
+    """Its table of receipts and its record do not count source videos."""
+    snapshots = Snapshots(store)
+    path = tmp_path / "receipts"
+    pq.write_table(snapshots.table(snapshots.read(1), "receipts").drop_columns("videos"), path)
+    raw = json.loads(store.read("_snapshots/1.json"))
+    del raw["videos"]
+    raw["tables"] |= {"receipts": asdict(snapshots.write_tables(1, {"receipts": path})["receipts"])}
+    store.write("_snapshots/1.json", json.dumps(raw).encode())
+    assert verify_output(store, snapshot=1).ok
+    add_shards(store, tmp_path, range(1, 2), videos=({"px720": 2},))
+    found = publish(store, PLAIN).snapshot
+    assert (found.counts["rows"], found.videos) == (4, {"encoded": {"px720": 2}})
+    assert snapshots.table(found, "receipts")["videos"].null_count == 1
 
 
 # --- interrupted publishers --------------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def test_sections_have_headings_and_images_have_names(page):
     headings = {attrs["id"] for tag, attrs in elements.tags if tag == "h2"}
     assert {attrs["aria-labelledby"] for attrs in sections} == headings
     drawn = [attrs for tag, attrs in elements.tags if tag == "svg"]
-    assert len(drawn) == 3 + 4  # histograms of rows, channels
+    assert len(drawn) == 2 + 3 + 4  # histograms of source videos and of rows, channels
     assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in drawn)
     assert "2 of 2 undecodable" in elements.text
 

@@ -23,8 +23,8 @@ from tests.swift_server import free_ports
 
 
 @contextmanager
-def serving(store):
-    with open_server(store, StorageConfig(), 0) as server:
+def serving(store, config=None):
+    with open_server(store, config or StorageConfig(), 0) as server:
         assert server.socket.getsockname()[0] == "127.0.0.1"  # not reached from elsewhere
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

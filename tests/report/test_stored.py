@@ -22,6 +22,7 @@ from tests.operate.outputs import aged
 from tests.pipeline.latent_clips import local_store
 from tests.report.conftest import WITHOUT_PICTURES
 from tests.report.outputs import add_shard, publish, source
+from tests.report.test_serving import ask, serving
 from tests.tiny_corpus import tiny_job, video_bytes
 
 
@@ -74,6 +75,37 @@ def test_a_night_names_the_page(job):
     store = open_store(job.output, StorageConfig())
     assert (night.outcome, night.page) == ("done", store.uri("_snapshots/1.html"))
     assert stored_page(store, 1) is not None
+
+
+def test_pages_of_an_output_on_s3_are_made_stored_and_served(built, moto, tmp_path):
+    def run(*arguments):
+        result = CliRunner().invoke(app, [*arguments, "--endpoint-url", moto.endpoint, "--json"])
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    store, local = open_store(f"{moto.root}/latents", moto.config()), open_store(built.output, StorageConfig())
+    for key in local.keys(""):
+        store.write(key, local.read(key))
+    published = run("publish", store.root, "--canary", "0", "--report", "--device", "cpu")
+    assert (published["made"], published["page"]) == (True, f"{store.root}/_snapshots/1.html")
+    assert b"data:image/webp" in stored_page(store, 1)
+    assert json.loads(store.read("_snapshots/1.report.json"))["left_out"]["videos"]["encoded"] == 1
+
+    page = tmp_path / "page.html"
+    made = run("report", store.root, "--html", str(page), "--clips", "0", "--store")
+    assert made["stored"] == f"{store.root}/_snapshots/1.html"
+    assert stored_page(store, 1) == page.read_bytes()
+    assert store.read("_snapshots/1.report.json") == page.with_suffix(".json").read_bytes()
+
+    before = sorted(store.keys(""))
+    with serving(store, moto.config()) as port:
+        assert f"{store.root}</bdi>" in ask(port, "/")[1]
+        assert ask(port, "/snapshots/1.html") == (200, page.read_text())
+        store.delete("_snapshots/1.html")
+        status, body = ask(port, "/snapshots/1.html")  # made, as none is stored
+        assert (status, "a.mp4" in body) == (200, True)
+        assert json.loads(ask(port, "/progress.json")[1])["progress"] is None
+    assert sorted(store.keys("")) == [key for key in before if key != "_snapshots/1.html"]
 
 
 def test_gc_deletes_pages_of_retired_snapshots_and_those_older_than_a_takedown(tmp_path):

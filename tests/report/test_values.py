@@ -12,8 +12,9 @@ from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.takedowns import record_takedown
 from pipeline.report import left_out, row_sample
 from pipeline.report.collect import ReportOptions, collect
+from pipeline.report.page import page_of
 from tests.operate.outputs import files_of
-from tests.pipeline.latent_clips import FINGERPRINT, latent_values, local_store
+from tests.pipeline.latent_clips import FINGERPRINT, SMALL, latent_values, local_store
 from tests.pipeline.published import add_shards, publish_all
 from tests.report.conftest import WITHOUT_PICTURES
 from tests.report.outputs import HOSTILE, add_shard, publish, source
@@ -47,6 +48,32 @@ def test_rejects_have_counts_kinds_stages_and_examples(report):
         (source(1), 2, 4),
     ]
     assert report.left_out.without_caption == 1
+
+
+def test_source_videos_are_counted_all_against_encoded(report):
+    videos = report.left_out.videos
+    assert (videos.encoded, videos.rejected, videos.encoded_s, videos.rejected_s) == (10, 2, 200.0, 0.6)
+    lengths, sizes = videos.histograms
+    assert lengths.labels == ("0 s", "1 s", "2 s", "5 s", "10 s", "20 s")
+    assert lengths.series == {"all inputs": (2, 0, 0, 0, 0, 10), "encoded": (0, 0, 0, 0, 0, 10)}
+    assert (sizes.labels, sizes.series) == (("480",), {"all inputs": (12,), "encoded": (10,)})
+    (loss,) = report.left_out.losses
+    assert (loss.bucket, loss.rows, loss.lost, loss.refused) == (SMALL.name, 10, 0, 2)
+    assert loss.share == pytest.approx(2 / 12)
+
+
+def test_receipts_that_do_not_count_source_videos_are_said_to(tmp_path):
+    store = local_store(tmp_path / "out")
+    add_shards(store, tmp_path, range(1))
+    publish_all(store)
+    report, pictures = collect_of(store)
+    assert (report.left_out.videos, report.left_out.losses) == (None, ())
+    assert b"Length and size of the source videos are not recorded" in page_of(report, pictures)
+    add_shard(store, tmp_path, 1, ("kept",))
+    publish(store)
+    report, pictures = collect_of(store)
+    assert report.left_out.videos.encoded == 1
+    assert b"for 2 of 3 encoded inputs, by an earlier version" in page_of(report, pictures)
 
 
 def test_rows_are_all_there_and_captions_are_cut(report):

@@ -101,6 +101,7 @@ class ShardAttempt:
             drill=job.drill,
             progress=self._progress.add,
             members=job.member_rule.names,
+            unpaired=job.member_rule.unpaired,
         )
         self._writing = ClipWriting(
             self._writer, f"write-{self.name}", finished=self._commit, failed=self.fail, wake=wake
@@ -172,7 +173,7 @@ class ShardAttempt:
         """A decoder has opened the video. Clips that an earlier receipt holds are not encoded again."""
         self._scope.opened(sample, opened)
         earlier = self._scope.earlier_clips(sample, opened)
-        self._accounts.opened(sample, len(opened.clips), opened.rejects, earlier)
+        self._accounts.opened(sample, opened, earlier)
 
     def clip_id(self, sample: Sample, plan: ClipPlan) -> str:
         """Id of the latent of a clip."""
@@ -348,6 +349,7 @@ class ShardAttempt:
             empty=self._scope.empty(self._accounts.encoded),
             warnings=self._accounts.warnings_with(reader.counters if self.shard.retry is None else {}),
             recovered=self._scope.recovered(self._accounts.encoded),
+            videos=tuple(dict(self._accounts.videos.get(source.uri, {})) for source in shard.objects),
         )
 
     def _result_of(self, receipt: Receipt, timings: Timings) -> ShardResult:

@@ -29,9 +29,9 @@ from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Reject, VideoE
 from pipeline.storage import mark_reached, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
-    from pipeline.encoder import Encoded, Encoder, Launched
+    from pipeline.encoder import Encoded, Encoder
     from pipeline.engine.decoders.lanes import Lanes
     from pipeline.engine.worker.blamed_video import BlamedVideo
     from pipeline.engine.worker.build_context import BuildContext
@@ -61,7 +61,7 @@ class EncodeLoop:
         self._counts = LoopCounts()
         self.stats = self._counts.stats  # without what is counted elsewhere: see `live_stats`
         self._progress = ProgressCounter()
-        self._context, self._member_names = context, job.member_rule.latents
+        self._context = context
         self._encoder = encoder
         self._record = record
         # A compiler shows no progress but time; beyond this much in all, a compiler that hangs is found by `engine.hang_s`.
@@ -76,7 +76,8 @@ class EncodeLoop:
         self._videos: dict[tuple[ShardAttempt, int], OpenVideo] = {}
         self._lock = threading.Lock()
         self._batcher = Batcher(encoder.largest_batch)
-        self._in_flight: tuple[list[tuple[ClipRun, FrameChunk]], Launched] | None = None  # the step in the network
+        # The step in the network, without its states: a clip whose state this kept would keep two.
+        self._in_flight: tuple[list[tuple[ClipRun, FrameChunk]], Callable[[], list[Encoded]]] | None = None
         self._feed = Feed(
             lanes,
             self,
@@ -267,7 +268,7 @@ class EncodeLoop:
         self.stats.slots += max(len(batch), self._encoder.largest_batch(batch[0][1].shape))
         if self._in_flight is not None:
             self._finish_step()
-        self._in_flight = batch, launched
+        self._in_flight = batch, launched.results
         self._record_step()
 
     def _record_step(self, batch: Sequence[tuple[ClipRun, FrameChunk]] = ()) -> None:
@@ -288,9 +289,9 @@ class EncodeLoop:
         """Waits for the step in flight and stores its latents."""
         if self._in_flight is None:
             return
-        (batch, launched), self._in_flight = self._in_flight, None
+        (batch, results_of), self._in_flight = self._in_flight, None
         begun = time.monotonic()
-        results = launched.results()
+        results = results_of()
         self._charge(batch, time.monotonic() - begun)
         self._progress.add()
         for (run, chunk), encoded in zip(batch, results, strict=True):
@@ -314,7 +315,7 @@ class EncodeLoop:
     def _finish_clip(self, clip: OpenClip) -> None:
         del clip.video.runs[clip.plan.index, clip.member]
         self.stats.clips += not clip.member
-        if variants := clip.finished(1 + len(self._member_names), held_type(self._context.job.write.dtype)):
+        if variants := clip.finished(held_type(self._context.job.write.dtype)):
             clip.attempt.clip_done(*variants)
         self._close_if_done(clip.attempt, clip.video)
 

@@ -15,7 +15,7 @@ from pipeline.records import Counts, Reject, warning_kinds
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from pipeline.records import Sample
+    from pipeline.records import OpenedVideo, Sample, VideoCounts
 
 
 @dataclass(slots=True)
@@ -24,7 +24,8 @@ class SampleAccount:
 
     sample: Sample
     num_bytes: int = 0  # in its source
-    planned: int = 0
+    buckets: tuple[str, ...] = ()  # of its planned clips
+    video: VideoCounts = field(default_factory=dict)  # its length and size, once it was opened
     warnings: set[str] = field(default_factory=set)  # of its clips
     earlier: set[int] = field(default_factory=set)  # an earlier receipt holds them: neither written nor counted again
     handed_over: set[int] = field(default_factory=set)  # the writer has not answered yet
@@ -32,6 +33,11 @@ class SampleAccount:
     failed: set[int] = field(default_factory=set)
     rejects: list[Reject] = field(default_factory=list)
     ended: bool = False
+
+    @property
+    def planned(self) -> int:
+        """Number of its clips."""
+        return len(self.buckets)
 
     @property
     def closed(self) -> bool:
@@ -61,6 +67,7 @@ class ShardAccounts:
         self._rejects: list[Reject] = []
         self._warnings: Counter[str] = Counter()  # encoded samples by kind of warning, and those without a caption
         self.encoded: list[Sample] = []  # closed samples with clips, without their videos
+        self.videos: dict[str, Counter[str]] = {}  # by URI: entries of `Receipt.videos`
 
     @property
     def all_closed(self) -> bool:
@@ -78,14 +85,13 @@ class ShardAccounts:
             self._open[sample.index] = SampleAccount(sample, self._source_bytes(sample))
         return self._open[sample.index]
 
-    def opened(
-        self, sample: Sample, planned: int, rejects: Iterable[Reject], earlier: set[int] | frozenset[int] = frozenset()
-    ) -> None:
-        """Records that the decoder opened the video: `planned` clips, and rejects of others. `earlier` clips are in another receipt."""
+    def opened(self, sample: Sample, opened: OpenedVideo, earlier: set[int]) -> None:
+        """Records that the decoder opened the video: its clips, and rejects of others. `earlier` clips are in another receipt."""
         account = self.open(sample)
-        account.planned, account.earlier = planned, set(earlier)
+        account.buckets, account.video = tuple(plan.bucket.name for plan in opened.clips), opened.info.counted()
+        account.earlier = set(earlier)
         # Opened again after a crash: clips that failed before stay failed, with their reasons.
-        account.rejects = [*rejects, *(reject for reject in account.rejects if reject.clip is not None)]
+        account.rejects = [*opened.rejects, *(reject for reject in account.rejects if reject.clip is not None)]
 
     def has_clip(self, sample: Sample, clip: int) -> bool:
         """Whether the clip needs no more frames: it is with the writer, written, failed, or in an earlier receipt."""
@@ -112,7 +118,7 @@ class ShardAccounts:
         account.handed_over.discard(clip)
         if clip not in account.failed:
             account.failed.add(clip)
-            account.rejects.append(reject)
+            account.rejects.append(replace(reject, buckets={account.buckets[clip]: 1}))
         self._settle(account)
 
     def ended(self, sample: Sample) -> None:
@@ -125,7 +131,9 @@ class ShardAccounts:
         """Records that the rest of the sample was rejected: every clip that the writer does not have fails with it."""
         account = self.open(sample)
         lost = set(range(account.planned)) - account.written - account.handed_over - account.earlier - account.failed
-        account.rejects.append(replace(reject, clips_lost=len(lost)))
+        buckets = dict(Counter(account.buckets[clip] for clip in sorted(lost)))
+        account.rejects.append(replace(reject, clips_lost=len(lost), buckets=buckets))
+        account.video = account.video or reject.video
         account.failed |= lost
         account.ended = True
         self._settle(account)
@@ -162,8 +170,8 @@ class ShardAccounts:
         return dict(sorted((self._warnings + Counter(counters)).items()))
 
     def _settle(self, account: SampleAccount) -> None:
-        if account.ended:  # clips may wait long to be written; the encoded video must not wait with them
-            account.sample = replace(account.sample, video=b"")
+        if account.ended:  # clips may wait long to be written; the encoded videos must not wait with them
+            account.sample = replace(account.sample, video=b"", members=())
         if not account.closed:
             return
         sample = account.sample
@@ -171,7 +179,8 @@ class ShardAccounts:
         if not kept and not account.rejects:
             message = "the clip rules cut nothing from it"
             account.rejects.append(Reject(sample.key, "clips", "no_clips", message, policy=True, uri=sample.uri))
-        self._rejects += account.rejects
+        for number, reject in enumerate(account.rejects):
+            self._rejects.append(replace(reject, video={} if kept or number else account.video))
         self._counts += Counts(
             samples=1,
             encoded=int(kept),
@@ -185,5 +194,6 @@ class ShardAccounts:
             self.encoded.append(sample.texts_of(None))
             if not account.earlier:
                 self._warnings.update(warning_kinds(sample, account.warnings))
+                self.videos.setdefault(sample.uri, Counter()).update(account.video)
         del self._open[sample.index]
         self._closed_bytes += account.num_bytes  # after it is not open any more: `bytes_done` must not count it twice

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import DamagedInput, PolicyReject
-from pipeline.records import VideoInfo
+from pipeline.errors import BadDataError, DamagedInput, PolicyReject
+from pipeline.records import VideoInfo, video_counts
 from pipeline.video.decode.colour_tags import Colour, resolve, rgb_matrix
 from pipeline.video.decode.container import OpenContainer, damage, measure
 from pipeline.video.decode.cropping import Cropper
@@ -94,9 +94,19 @@ def open_again(video: bytes | str, limits: DecodeConfig, content_hash: str) -> V
 def _open(video: bytes | str, limits: DecodeConfig, content_hash: str) -> Video:
     opened = OpenContainer(video, limits)
     try:
+        width, height = opened.stream.codec_context.width, opened.stream.codec_context.height
         table = read_packets(opened, limits)
     finally:
         opened.close()
+    try:
+        return _open_listed(video, limits, table, content_hash)
+    except BadDataError as error:
+        # As stored: what display changes is known only from a decoded frame.
+        error.video = error.video or video_counts(width, height, table.end_s - float(table.times_s[0]))
+        raise
+
+
+def _open_listed(video: bytes | str, limits: DecodeConfig, table: PacketTable, content_hash: str) -> Video:
     stream, first, warnings = _begin(video, limits, table, deinterlace=False)
     try:
         interlaced = _is_interlaced(stream, first[1])

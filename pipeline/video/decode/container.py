@@ -18,6 +18,7 @@ import av
 import av.error
 
 from pipeline.errors import DamagedInput, PolicyReject
+from pipeline.records import video_counts
 from pipeline.video.decode.cropping import Margins, container_margins
 from pipeline.video.decode.encoded_file import open_encoded, storage_error
 from pipeline.video.decode.matroska_crop import PatchedFile, hide_impossible_crops
@@ -163,7 +164,8 @@ class OpenContainer:
             message = (
                 f"frames of {context.width}x{context.height} are larger than decode.max_pixels {limits.max_pixels}"
             )
-            raise PolicyReject("too_many_pixels", message, stage="decode")
+            video = video_counts(context.width, context.height)
+            raise PolicyReject("too_many_pixels", message, stage="decode", video=video)
         # Videos are decoded in parallel. Threads inside one decoder are slower per core and have hung beside PyTorch (PyAV#1962).
         self.stream.thread_type = "NONE"
         context.thread_count = 1

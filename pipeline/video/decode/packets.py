@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DamagedInput, PolicyReject
+from pipeline.records import video_counts
 from pipeline.video.decode.bitstream import Point, hidden_test, point_test
 from pipeline.video.decode.clock import NO_TIME
 from pipeline.video.decode.container import OpenContainer, damage
@@ -98,7 +99,7 @@ def read_packets(opened: OpenContainer, limits: DecodeConfig) -> PacketTable:
     if len(packets) < promised:
         missing = f"the file lacks its end: its header promises {promised} frames, it holds {len(packets)}"
     table = Tabled(opened, packets, missing).table()
-    _check_duration(table.end_s - float(table.times_s[0]), limits)  # the last frame's duration may be anything
+    _check_duration(table.end_s - float(table.times_s[0]), stream, limits)  # the last frame's duration may be anything
     return table
 
 
@@ -108,7 +109,8 @@ def _check_frames(count: int, limits: DecodeConfig) -> None:
         raise PolicyReject("too_many_frames", message, stage="decode")
 
 
-def _check_duration(seconds: float, limits: DecodeConfig) -> None:
+def _check_duration(seconds: float, stream: Any, limits: DecodeConfig) -> None:
     if seconds > limits.max_duration_s:
         message = f"video of {seconds:.1f} s is longer than decode.max_duration_s {limits.max_duration_s:g}"
-        raise PolicyReject("too_long", message, stage="decode")
+        video = video_counts(stream.codec_context.width, stream.codec_context.height, seconds)
+        raise PolicyReject("too_long", message, stage="decode", video=video)
