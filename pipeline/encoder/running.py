@@ -138,7 +138,8 @@ class Encoder:
         try:
             return self._step(chunks, states)
         except (RuntimeError, MemoryError) as error:
-            if _compiling_failed(error):  # no video is to blame, and no other encoder would do better
+            if _compiling_failed(error) and not self._is_out_of_memory(error):
+                # No video is to blame, and no other encoder would do better.
                 line = " ".join(str(error).split())[:400]
                 raise BuildError(
                     f"engine.compile: torch.compile failed: {line}; encode into another output with engine.compile=off"
