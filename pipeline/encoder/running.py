@@ -138,13 +138,8 @@ class Encoder:
         try:
             return self._step(chunks, states)
         except (RuntimeError, MemoryError) as error:
-            if _compiling_failed(error) and not self._is_out_of_memory(error):
-                # No video is to blame, and no other encoder would do better.
-                line = " ".join(str(error).split())[:400]
-                raise BuildError(
-                    f"engine.compile: torch.compile failed: {line}; encode into another output with engine.compile=off"
-                ) from error
             if not self._is_out_of_memory(error):
+                _check_compiling(error)
                 raise
         # After the except block, so that the traceback no longer holds tensors.
         with self._torch.inference_mode():
@@ -214,9 +209,14 @@ class Encoder:
         return Launched(kept, results)
 
 
-def _compiling_failed(error: Exception) -> bool:
+def _check_compiling(error: Exception) -> None:
+    """Raises BuildError for a failure of `torch.compile`: no video is to blame, and no other encoder would do better."""
     exceptions = sys.modules.get("torch._dynamo.exc")  # imported where anything was compiled
-    return exceptions is not None and isinstance(error, exceptions.TorchDynamoException)
+    if exceptions is not None and isinstance(error, exceptions.TorchDynamoException):
+        line = " ".join(str(error).split())[:400]
+        raise BuildError(
+            f"engine.compile: torch.compile failed: {line}; encode into another output with engine.compile=off"
+        ) from error
 
 
 def _joined(a: Encoded, b: Encoded) -> Encoded:
