@@ -1,6 +1,6 @@
 """A build compared with encoding alone and decoding alone, over the same clips in one run: frames per second and ratios.
 
-    python benchmarks/end_to_end.py [--videos 8] [--executor inline,ray] [--repeats 1] [--json FILE]
+    python benchmarks/end_to_end.py [--videos 8] [--executor inline,ray] [--repeats 1] [--compile off] [--json FILE]
 
 `encode only` feeds the network frames that are already decoded; `decode only` cuts the same clips in as many processes as the build
 uses; `end to end` is `pipeline.encode` from tars to receipts, from the moment its first encoder is up. The bar: end to end >= 0.9 of
@@ -88,7 +88,8 @@ def decode_only(job: EncodeJob, corpus: list[Sample], processes: int) -> tuple[f
 
 def encode_only(job: EncodeJob, chunks: list[FrameChunk], device: str, dtype: str) -> float:
     """Frames per second of the network alone, batched as the build would."""
-    encoder = Encoder(job.model, device, dtype, moments=False, threads=job.engine.threads or os.cpu_count())
+    threads, compiled = job.engine.threads or os.cpu_count(), job.engine.compile == "on"
+    encoder = Encoder(job.model, device, dtype, moments=False, threads=threads, compiled=compiled)
     first = chunks[0].planes_T3HW
     batch = encoder.largest_batch((True, first.shape[0], first.shape[2], first.shape[3]))
     encoder.encode(chunks[:batch], [None] * len(chunks[:batch]))
@@ -105,6 +106,9 @@ def main() -> None:
     parser.add_argument("--executor", default="inline,ray")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--compile", default="off", choices=["on", "off"], help="rates are without the time of compiling"
+    )
     parser.add_argument("--json")
     args = parser.parse_args()
     results: dict[str, list[float]] = {"encode only": [], "decode only": []}
@@ -120,6 +124,7 @@ def main() -> None:
                 flags |= {
                     "clips.select": "tile",
                     "engine.executor": executor,
+                    "engine.compile": args.compile,
                     "progress": "none",
                     "model.device": args.device,
                 }

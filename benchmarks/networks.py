@@ -154,7 +154,7 @@ class Case:
             except torch.OutOfMemoryError:
                 print(f"{self.name} {clip} {what}: encode left out, one clip does not fit into this device's memory")
         for dtype, vae in self.vaes.items():
-            if unrecordable := getattr(getattr(vae, "_graphs", None), "unrecordable", ()):
+            if unrecordable := getattr(getattr(getattr(vae, "fused", None), "graphs", None), "unrecordable", ()):
                 print(f"{self.name} {clip} {dtype}: {len(unrecordable)} steps without a graph, for lack of memory")
         seconds: dict[str, list[float]] = {what: [] for what in ready}
         for _ in range(repeats):

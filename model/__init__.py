@@ -9,6 +9,7 @@ Importing this package loads no torch; `load`, `from_state_dict` and `identify` 
   causal layers keep between steps)
 - `identity`: what decides a network's latents
 - `checkpoint`: reads a checkpoint URI into tensors; `weights`: checks and hashes them, holds the weights that ship with Lathe
+- `stepped_vae`: runs definitions step by step, eagerly or compiled
 - `vae`, `inputs`, `state`, `posterior`: base class of all networks, input checks, causal state, diagonal Gaussian
 - `arithmetic`: torch settings that could change a latent; `out_of_memory`: recognises out-of-memory errors
 - `losslessness`: measures whether chunked and batched runs give the same latents
@@ -46,6 +47,7 @@ def load(
     dtype: torch.dtype | str | None = None,
     *,
     untrained: int | None = None,
+    compile: bool = False,
 ) -> Any:
     """Loads a network, ready to encode and decode.
 
@@ -58,18 +60,25 @@ def load(
         dtype: dtype of the large products (default float32; also bfloat16, float16, float64). Everything else is computed in at
             least float32; latents are float32 (float64).
         untrained: seed for random weights instead of a checkpoint, for trials; the latents mean nothing.
+        compile: runs steps through torch.compile: faster, after up to a minute for each frame size; other bits of the same latents.
 
     Raises:
-        ValueError: unknown name or scheme, neither or both of checkpoint and untrained, weights of another network.
+        ValueError: unknown name or scheme, neither or both of checkpoint and untrained, weights of another network; `compile` for a
+            network of diffusers.
         FileNotFoundError: the checkpoint does not exist.
-        RuntimeError: the Hugging Face hub refused access or could not be reached.
+        RuntimeError: the Hugging Face hub refused access or could not be reached; `compile` without a C++ compiler.
     """
     resolved = _resolve_arguments(name, checkpoint, config, untrained)
-    return _build(resolved.name, resolved.config, resolved.weights, device, dtype, **resolved.provenance)
+    return _build(resolved.name, resolved.config, resolved.weights, device, dtype, compile, **resolved.provenance)
 
 
 def identify(
-    name: str, checkpoint: str | None = None, config: Mapping[str, Any] | None = None, *, untrained: int | None = None
+    name: str,
+    checkpoint: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    *,
+    untrained: int | None = None,
+    compile: bool = False,
 ) -> Identity:
     """Identity of the network that `load` would return for these arguments on a CPU, without building it.
 
@@ -82,7 +91,8 @@ def identify(
     resolved = _resolve_arguments(name, checkpoint, config, untrained)
     checked, sha256 = _check_weights(resolved.name, resolved.config, resolved.weights)
     numerics = importlib.import_module(family_of(resolved.name).module).NUMERICS
-    return Identity(checked.spec, checked.config, sha256, numerics, **resolved.provenance)
+    _check_compiles(resolved.name, compile)
+    return Identity(checked.spec, checked.config, sha256, numerics, **resolved.provenance, compiled=compile)
 
 
 def from_state_dict(
@@ -91,13 +101,17 @@ def from_state_dict(
     state_dict: Mapping[str, torch.Tensor],
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str | None = None,
+    *,
+    compile: bool = False,
 ) -> Any:
-    """Network from tensors in memory; `config` and the keys of `state_dict` have their published names.
+    """Network from tensors in memory; `config` and the keys of `state_dict` have their published names. `compile`: see `load`.
 
     Raises:
-        ValueError: missing, extra or misshapen keys (the first ten of each are listed), non-finite weights, incomplete configuration.
+        ValueError: missing, extra or misshapen keys (the first ten of each are listed), non-finite weights, incomplete configuration;
+            `compile` for a network of diffusers.
+        RuntimeError: `compile` without a C++ compiler.
     """
-    return _build(resolve(name), complete(name, config), state_dict, device, dtype)
+    return _build(resolve(name), complete(name, config), state_dict, device, dtype, compile)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +170,7 @@ def _build(
     weights: Mapping[str, torch.Tensor],
     device: torch.device | str,
     dtype: torch.dtype | str | None,
+    compile: bool,
     **provenance: Any,
 ) -> Any:
     import torch
@@ -165,8 +180,16 @@ def _build(
     target, precision = torch.device(device), as_dtype(dtype)
     if target.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"{name}: device {device} was requested, but torch finds no CUDA device; use cpu")
+    _check_compiles(name, compile)
     checked, sha256 = _check_weights(name, config, weights)
-    return importlib.import_module(family_of(name).module).build(checked, sha256, target, precision, **provenance)
+    network = importlib.import_module(family_of(name).module)
+    return network.build(checked, sha256, target, precision, compiled=compile, **provenance)
+
+
+def _check_compiles(name: str, compile: bool) -> None:
+    """Raises ValueError if this network was asked to be compiled and cannot be."""
+    if compile and not family_of(name).compiles:
+        raise ValueError(f"{name}: networks of {family_of(name).name} cannot be compiled; load it with compile=False")
 
 
 def _weights_required(name: str, *, both: bool) -> str:

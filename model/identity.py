@@ -22,7 +22,7 @@ class Identity:
 
     `config` is the whole published configuration and `sha256.all` covers every tensor, including the decoder. `latent_config` and
     `latent_sha256` cover only what a latent depends on: two networks that differ in the decoder share them. `numerics` is the version of
-    the encoder's arithmetic.
+    the encoder's arithmetic. `compiled`: its steps run through torch.compile, which rounds in other places.
     """
 
     spec: LatentSpec
@@ -31,6 +31,7 @@ class Identity:
     numerics: int
     checkpoint: CheckpointInfo | None = None
     seed: int | None = None  # of untrained weights
+    compiled: bool = False
 
     @property
     def latent_config(self) -> dict[str, Any]:

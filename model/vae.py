@@ -6,8 +6,10 @@ state. A family implements `_run_encoder` and `_run_decoder`; nothing keeps stat
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,12 +17,12 @@ import torch
 from model import inputs
 from model import state as causal
 from model.arithmetic import own_arithmetic
-from model.colour import yuv_to_video
+from model.colour import check_matrices, yuv_to_video
 from model.identity import Identity
 from model.posterior import Posterior
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
     from model.checkpoint import CheckpointInfo
@@ -29,6 +31,23 @@ if TYPE_CHECKING:
     from model.weights import WeightsSha256
 
 StateTensors = tuple[torch.Tensor, ...]  # what one call leaves for the next; the first axis of each is the batch
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """Frames of a batch of videos, read a part at a time: the float video of a whole chunk is never in memory for planes.
+
+    `part(videos, frames)`: these frames of these videos, `B 3 T H W` in the network's range, on its device and in its `input_dtype`.
+    """
+
+    batch: int
+    frames: int
+    size: tuple[int, int]  # height, width
+    part: Callable[[slice, slice], torch.Tensor]
+
+    def whole(self) -> torch.Tensor:
+        """All frames of all videos."""
+        return self.part(slice(None), slice(None))
 
 
 class CausalVAE:
@@ -40,6 +59,7 @@ class CausalVAE:
         checkpoint: CheckpointInfo or None. untrained: True for random weights drawn with `seed`.
         float32_products: "ieee", or "tf32" for trials on CUDA; products in lower precision are not affected.
         device: where it runs. dtype: of the large products. input_dtype: of videos and latents, at least float32.
+        compiled: whether steps run through torch.compile, which gives other bits of the same latents.
     """
 
     numerics: int
@@ -53,12 +73,14 @@ class CausalVAE:
         dtype: torch.dtype,
         checkpoint: CheckpointInfo | None = None,
         seed: int | None = None,
+        *,
+        compiled: bool = False,
     ) -> None:
         self.spec, self.config, self.sha256, self.weights_sha256 = spec, config, sha256, sha256.all
         device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as tensors report it
         self.device, self.dtype, self.input_dtype = device, dtype, torch.promote_types(dtype, torch.float32)
         self.checkpoint, self.seed, self.untrained = checkpoint, seed, seed is not None
-        self.float32_products = "ieee"
+        self.float32_products, self.compiled = "ieee", compiled
         settings = hashlib.sha256(repr(sorted(config.items())).encode()).hexdigest()
         self._owner = f"{spec.network} {self.weights_sha256[:12]}/{settings[:6]} {str(dtype).removeprefix('torch.')}"
         self._warned = False
@@ -69,7 +91,12 @@ class CausalVAE:
 
     def identity(self) -> Identity:
         """Identity of network and weights, as `model.identify` returns for the same checkpoint, with `spec` for this device."""
-        return Identity(self.spec, self.config, self.sha256, self.numerics, self.checkpoint, self.seed)
+        return Identity(self.spec, self.config, self.sha256, self.numerics, self.checkpoint, self.seed, self.compiled)
+
+    @property
+    def compile_s(self) -> float:
+        """Seconds spent compiling steps so far, with the first run of each. Grows while one compiles; any thread may read it."""
+        return 0.0
 
     @property
     def decode_chunking(self) -> str:
@@ -93,7 +120,12 @@ class CausalVAE:
         if state is None and not self._warned and (message := inputs.range_warning(video_BCTHW, self.spec)):
             self._warned = True
             warnings.warn(message, stacklevel=2)
-        return self._encode(video_BCTHW, state, moments=moments)
+
+        def part(videos: slice, frames: slice) -> torch.Tensor:
+            return video_BCTHW[videos, :, frames].to(self.device, self.input_dtype, non_blocking=True)
+
+        B, _, T, H, W = video_BCTHW.shape
+        return self._encode(Pixels(B, T, (H, W), part), state, moments=moments)
 
     def encode_planes(
         self,
@@ -110,10 +142,7 @@ class CausalVAE:
         Raises:
             ValueError: as `encode`, and for unknown matrices.
         """
-        inputs.check_planes(planes_BT3HW, self.spec, first=state is None)
-        planes_BT3HW = planes_BT3HW.to(self.device, non_blocking=True)
-        video = yuv_to_video(planes_BT3HW, matrices, self.spec.value_range, self.input_dtype)
-        return self._encode(video, state, moments=moments)
+        return self._encode(self._pixels_of(planes_BT3HW, matrices, first=state is None), state, moments=moments)
 
     def encode_condition(
         self, planes_BT3HW: torch.Tensor, matrices: Sequence[str], state: CausalState | None = None
@@ -125,14 +154,29 @@ class CausalVAE:
         Raises:
             ValueError: as `encode_planes`.
         """
-        inputs.check_planes(planes_BT3HW, self.spec, first=state is None)
+        pixels = self._pixels_of(planes_BT3HW, matrices, first=state is None)
+
+        def part(videos: slice, frames: slice) -> torch.Tensor:
+            batch, shown = (range(whole)[some] for whole, some in ((pixels.batch, videos), (pixels.frames, frames)))
+            shape = (len(batch), 3, len(shown), *pixels.size)
+            video = torch.full(shape, sum(self.spec.value_range) / 2, dtype=self.input_dtype, device=self.device)
+            if state is None and shown.start == 0:
+                video[:, :, :1] = pixels.part(videos, slice(1))
+            return video
+
+        return self._encode(dataclasses.replace(pixels, part=part), state, moments=False)
+
+    def _pixels_of(self, planes_BT3HW: torch.Tensor, matrices: Sequence[str], *, first: bool) -> Pixels:
+        """Checked planes as pixels, converted a part at a time."""
+        inputs.check_planes(planes_BT3HW, self.spec, first=first)
         B, T, _, H, W = planes_BT3HW.shape
-        value_range = self.spec.value_range
-        video = torch.full((B, 3, T, H, W), sum(value_range) / 2, dtype=self.input_dtype, device=self.device)
-        if state is None:
-            first = planes_BT3HW[:, :1].to(self.device, non_blocking=True)
-            video[:, :, :1] = yuv_to_video(first, matrices, value_range, self.input_dtype)
-        return self._encode(video, state, moments=False)
+        check_matrices(matrices, B)
+        planes = planes_BT3HW.to(self.device, non_blocking=True)
+
+        def part(videos: slice, frames: slice) -> torch.Tensor:
+            return yuv_to_video(planes[videos, frames], matrices[videos], self.spec.value_range, self.input_dtype)
+
+        return Pixels(B, T, (H, W), part)
 
     def decode(
         self, latent_BCthw: torch.Tensor, state: CausalState | None = None, *, last: bool = True
@@ -162,9 +206,9 @@ class CausalVAE:
     # ---- implemented by each family ---------------------------------------------------------------------------------
 
     def _run_encoder(
-        self, video_BCTHW: torch.Tensor, state: CausalState | None, *, moments: bool
+        self, pixels: Pixels, state: CausalState | None, *, moments: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None, CausalState]:
-        """Valid video on any device and of any floating dtype -> mean, log-variance if `moments`, state."""
+        """Pixels of valid videos -> mean, log-variance if `moments`, state."""
         raise NotImplementedError
 
     def _run_decoder(
@@ -175,21 +219,20 @@ class CausalVAE:
 
     # ---- for subclasses ---------------------------------------------------------------------------------------------
 
-    def _encode(
-        self, video_BCTHW: torch.Tensor, state: CausalState | None, *, moments: bool
-    ) -> tuple[Posterior, CausalState]:
-        """Valid video -> posterior, state."""
-        self._check_state(state, "encode", video_BCTHW.shape[0], self._grid_of(video_BCTHW))
+    def _encode(self, pixels: Pixels, state: CausalState | None, *, moments: bool) -> tuple[Posterior, CausalState]:
+        """Pixels of valid videos -> posterior, state."""
+        self._check_state(state, "encode", pixels.batch, self._grid(pixels.size))
         with self._arithmetic():
-            mean, logvar, after = self._run_encoder(video_BCTHW, state, moments=moments)
+            mean, logvar, after = self._run_encoder(pixels, state, moments=moments)
         return Posterior(mean, logvar), after
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         """Context for all computation: no autocast, no gradients, and this network's own precision of float32 products."""
         return own_arithmetic(self.device, self.float32_products)
 
-    def _grid_of(self, video_BCTHW: torch.Tensor) -> tuple[int, int]:
-        return video_BCTHW.shape[3] // self.spec.space_stride, video_BCTHW.shape[4] // self.spec.space_stride
+    def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Latent height and width of frames of this size."""
+        return size[0] // self.spec.space_stride, size[1] // self.spec.space_stride
 
     def _check_state(self, state: CausalState | None, kind: str, batch: int, grid: tuple[int, int]) -> None:
         if state is not None:

@@ -62,6 +62,7 @@ IMPORTERS = {
 ENVIRONMENT = {
     "model/checkpoint.py": "HF_ENDPOINT, the Hugging Face client's own variable, read when it is used",
     "pipeline/config/merge.py": "RAY_ADDRESS, which `ray job submit` sets",
+    "pipeline/encoder/compiling.py": "CXX and CC, and Inductor's own variables, set before torch reads them",
     "pipeline/encoder/network.py": "OMP_WAIT_POLICY, which libgomp reads when torch loads it",
     "pipeline/engine/ray/session.py": "Ray's own variables, set before it is imported",
     "pipeline/engine/decoders/process_lanes.py": "inherited by the decoder processes",

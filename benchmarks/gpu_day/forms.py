@@ -121,9 +121,9 @@ class PreparedForm:
         choice: Any = NetworkChoice(name, settings.config(name))
         self.encoder = Encoder(choice, str(machine.device), dtype)
         self.vae: Any = self.encoder._vae
-        self.graphs: StepGraphs | None = getattr(self.vae, "_graphs", None)
+        self.graphs: StepGraphs | None = getattr(getattr(self.vae, "fused", None), "graphs", None)
         if form == "kernels" and self.graphs is not None:
-            self.vae._graphs = self.graphs = None
+            self.vae.fused.graphs = self.graphs = None
 
     def launch(self, clips: Sequence[np.ndarray]) -> Callable[[], Any]:
         """Launches all steps of a batch, each with the states of the one before; returns a function that waits for the latents."""

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.gpu_day import forms
 from model.kernels.graphs import EAGER_RUNS, StepGraphs
-from model.leanvae.fast import fused
+from model.leanvae.fast import layers
 from model.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -38,39 +38,33 @@ def _steady(machine: Machine, form: forms.PreparedForm, clips: Sequence[np.ndarr
 def token_block(settings: Settings, machine: Machine) -> dict[str, Any]:
     """G3: the packed product of 8192 tokens does not stay in the level-2 cache. Milliseconds of a batch by block of tokens."""
     clips = forms.random_clips(settings.clips[0], settings.batches[0])
-    before, found = fused.BLOCK, dict[str, Any]()
+    before, found = layers.BLOCK, dict[str, Any]()
     try:
         for block in BLOCKS:
-            fused.BLOCK = block
+            layers.BLOCK = block
             found[str(block)] = {"ms": 1e3 * _steady(machine, _prepared(settings, machine), clips)}
     finally:
-        fused.BLOCK = before
+        layers.BLOCK = before
     return {"ms_by_block": found, "in_use": before}
 
 
 def varied_batches(settings: Settings, machine: Machine) -> dict[str, Any]:
-    """G5: graphs are kept by exact batch, so few replay while decoding is the limit and batches vary.
+    """G5: few graphs replay while decoding is the limit and batches vary. Batches are drawn evenly; graphs are kept by rounded batch.
 
-    Batches are drawn evenly; `rounded` is what padding them to powers of two would give. Replays and recordings are counted on shapes
-    alone, the same on any machine; on CUDA the steps also run, without graphs and with them.
+    Recordings, replays and rows of padding are counted on shapes alone, the same on any machine; on CUDA the steps also run, without graphs
+    and with them.
     """
     clip, largest = settings.clips[0], settings.varied_largest
     drawn = np.random.default_rng(0).integers(1, largest + 1, settings.varied_steps).tolist()
-    rounded = [1 << (batch - 1).bit_length() for batch in drawn]
-    found: dict[str, Any] = {"steps": len(drawn), "largest_batch": largest}
-    found |= {name: graph_uses(batches) for name, batches in (("exact", drawn), ("rounded", rounded))}
+    found: dict[str, Any] = {"steps": len(drawn), "largest_batch": largest} | graph_uses(drawn)
     if not machine.cuda:
         return found
-    clips = forms.random_clips(clip, max(rounded))
-    for name, form, batches in (
-        ("without_s", "kernels", drawn),
-        ("exact_s", "kernels+graphs", drawn),
-        ("rounded_s", "kernels+graphs", rounded),
-    ):
+    clips = forms.random_clips(clip, largest)
+    for name, form in (("without_s", "kernels"), ("graphs_s", "kernels+graphs")):
         prepared = _prepared(settings, machine, form)
 
-        def build(prepared: forms.PreparedForm = prepared, batches: list[int] = batches) -> None:
-            for batch in batches:
+        def build(prepared: forms.PreparedForm = prepared) -> None:
+            for batch in drawn:
                 prepared.launch(clips[:batch])()
 
         found[name] = machine.clock(build)
@@ -78,14 +72,17 @@ def varied_batches(settings: Settings, machine: Machine) -> dict[str, Any]:
 
 
 def graph_uses(batches: Sequence[int]) -> dict[str, int]:
-    """How often `StepGraphs` records and replays for steps of these batches."""
-    uses = {"recorded": 0, "replayed": 0}
+    """How often `StepGraphs` records and replays for steps of these batches, with how many rows, and rows of padding."""
+    uses = {"recorded": 0, "replayed": 0, "rows": 0, "padding": 0}
 
-    def record(step: Any, tensors: Any) -> Callable[..., Any]:
+    def record(step: Any, tensors: Any, batch: int) -> Callable[..., Any]:
         uses["recorded"] += 1
 
         def replay(inputs: Sequence[torch.Tensor]) -> Any:
+            rows = len(inputs[0])
             uses["replayed"] += 1
+            uses["rows"] += rows
+            uses["padding"] += batch - rows
             return step(*inputs)
 
         return replay
@@ -103,7 +100,7 @@ def graph_memory(settings: Settings, machine: Machine) -> dict[str, Any]:
     def now() -> dict[str, int]:
         cuda.synchronize()
         reserved, allocated = cuda.memory_reserved(machine.device), cuda.memory_allocated(machine.device)
-        return {"reserved": reserved, "allocated": allocated, "counted_as_free": form.encoder._free_bytes()}
+        return {"reserved": reserved, "allocated": allocated, "counted_as_free": form.encoder._memory.free()}
 
     form.launch(forms.random_clips(settings.clips[0], 1))()
     cuda.empty_cache()
@@ -146,7 +143,7 @@ def second_device(settings: Settings, machine: Machine) -> dict[str, Any]:
         for _ in range(EAGER_RUNS + 2):
             mean = vae.encode_planes(planes, [forms.MATRIX])[0].mean
         means.append(mean.cpu())
-    return {"difference": float((means[0] - means[1]).abs().max()), "graphs": [len(vae._graphs) for vae in vaes]}
+    return {"difference": float((means[0] - means[1]).abs().max()), "graphs": [len(vae.fused.graphs) for vae in vaes]}
 
 
 def nearly_full(settings: Settings, machine: Machine) -> dict[str, Any]:

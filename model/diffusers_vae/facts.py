@@ -195,5 +195,10 @@ def _latent_part(config: Mapping[str, Any]) -> LatentPart:
 
 # diffusers validates the configuration itself: every key is kept
 FAMILY = Family(
-    name="diffusers", module="model.diffusers_vae.vae", keys=None, describe=_describe, latent_part=_latent_part
+    name="diffusers",
+    module="model.diffusers_vae.vae",
+    keys=None,
+    describe=_describe,
+    latent_part=_latent_part,
+    compiles=False,
 )

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from model.interface import LatentSpec
     from model.state import CausalState
-    from model.vae import StateTensors
+    from model.vae import Pixels, StateTensors
     from model.weights import WeightsSha256
 
 __all__ = ["NUMERICS", "DiffusersVAE", "build", "check", "random_weights"]
@@ -82,8 +82,9 @@ class DiffusersVAE(CausalVAE):
         return f"{self.spec.network} {kind}s whole clips, because {reason}; pass every frame of a clip in one call, without a state"
 
     def _run_encoder(
-        self, video_BCTHW: torch.Tensor, state: CausalState | None, *, moments: bool
+        self, pixels: Pixels, state: CausalState | None, *, moments: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None, CausalState]:
+        video_BCTHW = pixels.whole()
         if moments and self.config["_class_name"] in DETERMINISTIC:
             raise ValueError(
                 f"{self.spec.network} is deterministic: it has no log-variance; call encode with moments=False"
@@ -92,7 +93,7 @@ class DiffusersVAE(CausalVAE):
         mean = self._joined([mean for (mean, _), _ in results])
         logvar = self._joined([logvar for (_, logvar), _ in results if logvar is not None]) if moments else None
         memories = [memory for _, memory in results]
-        return mean, logvar, self._state_after("encode", memories, self._grid_of(video_BCTHW), video_BCTHW.shape[0])
+        return mean, logvar, self._state_after("encode", memories, self._grid(pixels.size), video_BCTHW.shape[0])
 
     def _run_decoder(
         self, latent_BCthw: torch.Tensor, state: CausalState | None, *, last: bool

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from model.interface import LatentSpec
     from model.ivvae.network import Network
     from model.state import CausalState
-    from model.vae import StateTensors
+    from model.vae import Pixels, StateTensors
     from model.weights import CheckedWeights, WeightsSha256
 
 
@@ -54,8 +54,9 @@ class IVVAE(CausalVAE):
         self.stepwise = self.device.type == "cpu"  # one latent of one video at a time
 
     def _run_encoder(
-        self, video_BCTHW: torch.Tensor, state: CausalState | None, *, moments: bool
+        self, pixels: Pixels, state: CausalState | None, *, moments: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None, CausalState]:
+        video_BCTHW = pixels.whole()
         B, T = video_BCTHW.shape[0], video_BCTHW.shape[2]
         buffers: dict[str, torch.Tensor] = {}
 
@@ -71,7 +72,7 @@ class IVVAE(CausalVAE):
         rows = inputs.check_frames(T, self.spec, first=state is None)
         moments_KtBhwC, past = self._walk(step, B, rows, state, time_axis=1)
         mean, *logvar = moments_KtBhwC.permute(0, 2, 5, 1, 3, 4).contiguous()
-        return mean, logvar[0] if moments else None, self._next_state("encode", self._grid_of(video_BCTHW), past)
+        return mean, logvar[0] if moments else None, self._next_state("encode", self._grid(pixels.size), past)
 
     def _run_decoder(
         self, latent_BCthw: torch.Tensor, state: CausalState | None, *, last: bool

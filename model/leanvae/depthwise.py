@@ -1,7 +1,7 @@
 """Causal depthwise convolution whose backward pass is as fast as its forward pass on a CPU.
 
 Takes tokens `B t h w C`, channels last in memory, and a depthwise 3x3x3 kernel; returns as many tokens. Each row depends on itself
-and the two before it, zeros before the first.
+and the two before it, zeros before a video's first.
 
 On a CPU PyTorch's backward pass of a depthwise `conv3d` takes several times its forward pass and was a fifth of a training step. Here the
 input's gradient is a forward convolution with the flipped kernel, and the kernel's gradient is three 2-D ones, for which oneDNN has
@@ -18,23 +18,28 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_weight
 
+from model.history import WHOLE, History
+
 HISTORY_ROWS = 2  # past rows that a causal kernel of three needs
 
 
-def causal_depthwise(x_BthwC: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def causal_depthwise(
+    x_BthwC: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, history: History = WHOLE
+) -> torch.Tensor:
     """`B t h w C` with a kernel `(C, 1, 3, 3, 3)` and a bias `(C,)` -> `B t h w C`, differentiable once."""
-    if x_BthwC.device.type == "cpu":
+    if history is WHOLE and x_BthwC.device.type == "cpu":
         with torch.autocast("cpu", enabled=False):
             return _CausalDepthwise.apply(x_BthwC.to(weight.dtype), weight, bias)
-    return _convolved(x_BthwC, weight, bias, (HISTORY_ROWS, 0))
+    return _convolved(history.extend(x_BthwC, HISTORY_ROWS, axis=1, start="zeros"), weight, bias)
 
 
 def _convolved(
-    x_BthwC: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, rows: tuple[int, int]
+    x_BthwC: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, rows: tuple[int, int] = (0, 0)
 ) -> torch.Tensor:
     """Convolution with this many zero rows before and after."""
-    padded = F.pad(x_BthwC, (0, 0, 0, 0, 0, 0, *rows)).permute(0, 4, 1, 2, 3)  # channels_last_3d without a copy
-    return F.conv3d(padded, weight, bias, padding=(0, 1, 1), groups=weight.shape[0]).permute(0, 2, 3, 4, 1)
+    padded = F.pad(x_BthwC, (0, 0, 0, 0, 0, 0, *rows)) if any(rows) else x_BthwC
+    x = padded.permute(0, 4, 1, 2, 3)  # channels_last_3d without a copy
+    return F.conv3d(x, weight, bias, padding=(0, 1, 1), groups=weight.shape[0]).permute(0, 2, 3, 4, 1)
 
 
 class _CausalDepthwise(torch.autograd.Function):

@@ -16,7 +16,8 @@ WHOLE_NUMBERS = (
     *("latent_dim", "embedding_dim", "l_dim", "h_dim"),
     *("sep_num_layer", "fusion_num_layer", "ista_iter_num", "ista_layer_num"),
 )
-PATCH_FRAMES = 2  # coefficient frames of a patch; with the Haar transform 4 video frames
+PATCH_FRAMES = 2  # coefficient frames of a patch
+FRAMES = 2 * PATCH_FRAMES  # video frames of a token; the Haar transform halves them
 SOURCE = "https://github.com/westlake-repl/LeanVAE"
 
 # Measured on the shipped network's raw latents of 300 of its training clips.
@@ -59,7 +60,7 @@ def _describe(name: str, config: Mapping[str, Any]) -> LatentSpec:
     return LatentSpec(
         network=name,
         latent_channels=config["latent_dim"],
-        time_stride=2 * PATCH_FRAMES,
+        time_stride=FRAMES,
         space_stride=2 * side,
         value_range=value_range,
         causal=True,

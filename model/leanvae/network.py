@@ -1,8 +1,7 @@
 """LeanVAE as its authors define it: Haar wavelets, patches, ResNAF layers, a compressed-sensing bottleneck (arXiv 2503.14325, section 3).
 
 Video `B 3 T H W` in `spec.value_range`, T = 4n+1 -> posterior `B d t h w` -> video. Frame 0 is coded alone, every four frames after it as
-one row of tokens. Modules and parameters have their published names. Training trains this network; `model/leanvae/fast` is made of its
-parameters and equal to it by test.
+one row of tokens. Modules and parameters have their published names. A video runs whole or, with a `History`, in steps of rows.
 
 Shape suffixes: B batch, C channels, T H W frames and pixels or wavelet coefficients, t h w tokens (channel-last) or latents.
 """
@@ -17,7 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from model import inputs
-from model.layers import COLOURS, no_autocast, recomputed
+from model.history import WHOLE, History
+from model.layers import COLOURS, for_weights, no_autocast, recomputed
 from model.leanvae import haar
 from model.leanvae.depthwise import causal_depthwise
 from model.leanvae.facts import PATCH_FRAMES
@@ -79,21 +79,28 @@ class Network(nn.Module):
         self.decoder = Decoder(made)
         self.std_layer = nn.Linear(made.width, made.latent_dim)
 
-    def encode(self, video_BCTHW: torch.Tensor) -> Posterior:
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Makes it ready for inference, in place: linear maps of NAF layers multiply in `dtype`."""
+        for module in self.modules():
+            if isinstance(module, Stack):
+                module.prepare(dtype)
+
+    def encode(self, video_BCTHW: torch.Tensor, history: History = WHOLE) -> Posterior:
         """`B 3 T H W` -> mean and clamped log-variance `B d t h w`. Raises ValueError for a video that does not fit."""
-        inputs.check_video(video_BCTHW, self.spec, first=True)
-        features_BthwC = self.encoder(video_BCTHW.to(self.std_layer.weight.dtype), recompute=self.recompute)
+        inputs.check_video(video_BCTHW, self.spec, first=history.first)
+        features_BthwC = self.encoder(video_BCTHW.to(self.std_layer.weight.dtype), history, recompute=self.recompute)
         mean = self.latent_bottleneck.compress(features_BthwC)
         logvar = linear_without_autocast(features_BthwC, self.std_layer.weight, self.std_layer.bias).clamp(
             *LOGVAR_RANGE
         )
         return Posterior(mean.permute(0, 4, 1, 2, 3), logvar.permute(0, 4, 1, 2, 3))
 
-    def decode(self, latent_BCthw: torch.Tensor) -> torch.Tensor:
+    def decode(self, latent_BCthw: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
         """`B d t h w` -> `B 3 T H W`, not clamped. Raises ValueError for a latent that does not fit."""
         inputs.check_latent(latent_BCthw, self.spec)
-        features_BthwC = self.latent_bottleneck.recover(latent_BCthw.permute(0, 2, 3, 4, 1), recompute=self.recompute)
-        return self.decoder(features_BthwC, recompute=self.recompute)
+        latent_Bthwd = latent_BCthw.permute(0, 2, 3, 4, 1)
+        features_BthwC = self.latent_bottleneck.recover(latent_Bthwd, history, recompute=self.recompute)
+        return self.decoder(features_BthwC, history, recompute=self.recompute)
 
     def forward(self, video_BCTHW: torch.Tensor, noise_BCthw: torch.Tensor | None = None) -> Reconstruction:
         """A video -> its reconstruction, not clamped. The latent is mean + deviation * noise, or the mean without noise.
@@ -124,16 +131,18 @@ class Encoder(nn.Module):
         self.high_layer = Stack(config.h_dim, config.sep_num_layer)
         self.fusion_layer = Stack(config.width, config.fusion_num_layer)
 
-    def forward(self, video_BCTHW: torch.Tensor, *, recompute: bool = False) -> torch.Tensor:
-        """Features of all tokens; row 0 is frame 0."""
-        image, video = video_BCTHW[:, :, :1], video_BCTHW[:, :, 1:]
-        rows = [
-            self._tokens(haar.analyse(image, haar.image_signs()), "image", 1),
-            self._tokens(haar.analyse(video, haar.video_signs()), "video", PATCH_FRAMES),
-        ]
+    def forward(self, video_BCTHW: torch.Tensor, history: History = WHOLE, *, recompute: bool = False) -> torch.Tensor:
+        """Features of all tokens; at a video's start row 0 is frame 0."""
+        image, video = video_BCTHW.split([lead := int(history.first), video_BCTHW.shape[2] - lead], dim=2)
+        rows = [self._tokens(haar.analyse(video, haar.video_signs()), "video", PATCH_FRAMES)]
+        if history.first:
+            rows.insert(0, self._tokens(haar.analyse(image, haar.image_signs()), "image", 1))
         low, high = (torch.cat(parts, dim=1) for parts in zip(*rows, strict=True))
-        low, high = self.low_layer(low, recompute=recompute), self.high_layer(high, recompute=recompute)
-        return self.fusion_layer(torch.cat([low, high], dim=-1), recompute=recompute)
+        low, high = (
+            self.low_layer(low, history, recompute=recompute),
+            self.high_layer(high, history, recompute=recompute),
+        )
+        return self.fusion_layer(torch.cat([low, high], dim=-1), history, recompute=recompute)
 
     def _tokens(self, bands_BCTHW: torch.Tensor, kind: str, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Low and high tokens `B t h w C` of wavelet bands; the low band comes first, 3 channels a band."""
@@ -155,13 +164,18 @@ class Decoder(nn.Module):
         self.high_layer = Stack(config.h_dim, config.sep_num_layer)
         self.fusion_layer = Stack(config.width, config.fusion_num_layer)
 
-    def forward(self, features_BthwC: torch.Tensor, *, recompute: bool = False) -> torch.Tensor:
+    def forward(
+        self, features_BthwC: torch.Tensor, history: History = WHOLE, *, recompute: bool = False
+    ) -> torch.Tensor:
         """The video of all tokens."""
-        fused = self.fusion_layer(features_BthwC, recompute=recompute)
-        low = self.low_layer(fused[..., : self.l_dim], recompute=recompute)
-        high = self.high_layer(fused[..., self.l_dim :], recompute=recompute)
+        fused = self.fusion_layer(features_BthwC, history, recompute=recompute)
+        low = self.low_layer(fused[..., : self.l_dim], history, recompute=recompute)
+        high = self.high_layer(fused[..., self.l_dim :], history, recompute=recompute)
+        lead = int(history.first)
+        video = haar.synthesise(self._bands(low[:, lead:], high[:, lead:], "video", PATCH_FRAMES), haar.video_signs())
+        if not history.first:
+            return video
         image = haar.synthesise(self._bands(low[:, :1], high[:, :1], "image", 1), haar.image_signs())
-        video = haar.synthesise(self._bands(low[:, 1:], high[:, 1:], "video", PATCH_FRAMES), haar.video_signs())
         return torch.cat([image, video], dim=2)
 
     def _bands(self, low_BthwC: torch.Tensor, high_BthwC: torch.Tensor, kind: str, frames: int) -> torch.Tensor:
@@ -188,15 +202,15 @@ class Bottleneck(nn.Module):
         """`B t h w C` -> latents `B t h w d`."""
         return linear_without_autocast(features_BthwC, self.phi)
 
-    def recover(self, latent_Bthwd: torch.Tensor, *, recompute: bool = False) -> torch.Tensor:
+    def recover(self, latent_Bthwd: torch.Tensor, history: History = WHOLE, *, recompute: bool = False) -> torch.Tensor:
         """`B t h w d` -> features `B t h w C`: for each step a gradient step on |phi r - z|^2, then a learned soft threshold."""
         r = linear_without_autocast(latent_Bthwd, self.Q)
         steps = zip(self.weights, self.threshold, self.forward_l, self.backward_l, strict=True)
         for weight, threshold, analysis, synthesis in steps:
             error = self.compress(r) - latent_Bthwd
             r = r - weight * linear_without_autocast(error, self.phi.T)
-            sparse = soft_threshold(analysis(r, recompute=recompute), threshold)
-            r = r + synthesis(sparse, recompute=recompute)
+            sparse = soft_threshold(analysis(r, history, recompute=recompute), threshold)
+            r = r + synthesis(sparse, history, recompute=recompute)
         return r
 
 
@@ -221,32 +235,46 @@ class Stack(nn.Module):
             for _ in range(layers)
         )
 
-    def forward(self, x_BthwC: torch.Tensor, *, recompute: bool = False) -> torch.Tensor:
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Casts the feed-forward's weights to `dtype`, its hidden layer padded once."""
+        for ffd in cast("Any", self.ffd_layer):
+            weights = ffd[1].weight, ffd[4].weight
+            for weight, padded in zip(weights, padded_geglu(*weights), strict=True):
+                weight.data = padded.to(dtype)
+
+    def forward(self, x_BthwC: torch.Tensor, history: History = WHOLE, *, recompute: bool = False) -> torch.Tensor:
         """`B t h w C` -> `B t h w C`."""
         for conv, ffd in zip(self.dconv_layer, self.ffd_layer, strict=True):
             ds_conv = cast("nn.ModuleDict", conv)["ds_conv"]
-            x_BthwC = recomputed(recompute, naf_layer, x_BthwC, ds_conv, ffd, self.residual)
+            x_BthwC = recomputed(recompute, naf_layer, x_BthwC, ds_conv, ffd, self.residual, history)
         return x_BthwC
 
 
-def naf_layer(x_BthwC: torch.Tensor, ds_conv: Any, ffd: Any, residual: bool) -> torch.Tensor:
+def naf_layer(x_BthwC: torch.Tensor, ds_conv: Any, ffd: Any, residual: bool, history: History) -> torch.Tensor:
     """`x + ds(x)`, then `x + ffd(x)`; without the sums if `residual` is false."""
-    mixed = causal_depthwise(x_BthwC, ds_conv.weight, ds_conv.bias)
+    mixed = causal_depthwise(x_BthwC, ds_conv.weight, ds_conv.bias, history)
     x_BthwC = x_BthwC + mixed if residual else mixed
-    branch = geglu(ffd[0](x_BthwC), ffd[1].weight, ffd[4].weight)
-    return x_BthwC + branch if residual else branch
+    branch = geglu(for_weights(ffd[0](x_BthwC), ffd[1].weight), ffd[1].weight, ffd[4].weight)
+    return x_BthwC + branch if residual else branch.to(x_BthwC.dtype)
 
 
 def geglu(x: torch.Tensor, widen: torch.Tensor, narrow: torch.Tensor) -> torch.Tensor:
-    """`(a * gelu(g)) narrow^T` with `a, g = x widen^T`, without biases.
+    """`(a * gelu(g)) narrow^T` with `a, g = x widen^T`, without biases."""
+    widen, narrow = padded_geglu(widen, narrow)
+    value, gate = widen.chunk(2)
+    return F.linear(F.linear(x, value) * F.gelu(F.linear(x, gate)), narrow)
 
-    The hidden width (341, 1365) is padded with zeros to whole vectors and tiles, which changes no value: products of odd widths cost a
-    fifth more on a CPU.
+
+def padded_geglu(widen: torch.Tensor, narrow: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights of `geglu` with its hidden width (341, 1365) padded with zeros to whole vectors and tiles, which changes no value.
+
+    Products of odd widths cost a fifth more on a CPU.
     """
     channels, hidden = narrow.shape
     fill = -hidden % 16
-    value, gate = F.pad(widen.view(2, hidden, channels), (0, 0, 0, fill)).unbind(0)
-    return F.linear(F.linear(x, value) * F.gelu(F.linear(x, gate)), F.pad(narrow, (0, fill)))
+    if not fill:
+        return widen, narrow
+    return F.pad(widen.view(2, hidden, channels), (0, 0, 0, fill)).flatten(0, 1), F.pad(narrow, (0, fill))
 
 
 def linear_without_autocast(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -261,7 +289,7 @@ def project(x: torch.Tensor, projection: Any) -> torch.Tensor:
     return linear_without_autocast(x, layer.weight, layer.bias)
 
 
-def soft_threshold(x: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+def soft_threshold(x: torch.Tensor, threshold: torch.Tensor | float) -> torch.Tensor:
     """sign(x) * max(|x| - threshold, 0)."""
     return x.sign() * F.relu(x.abs() - threshold)
 

@@ -1,69 +1,56 @@
-"""LeanVAE ready to run: splits chunks into steps, passes the causal state on, replays recorded steps on CUDA.
-
-Takes videos `B 3 T H W` in `spec.value_range` (first chunk 4n+1 frames, later ones 4n), uint8 planes, or latents; returns raw
-posterior means `B d t h w` or videos, and the state for the next chunk. The arithmetic is in `model.leanvae.fast.coder`, the network in
-`model.leanvae.network`. Nothing of a video is kept between calls.
-"""
+"""LeanVAE ready to run: its definition in steps, or on CUDA in 16 bits fused kernels."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from model import inputs, kernels
-from model.kernels.graphs import StepGraphs
-from model.leanvae.fast.coder import Decoder, Encoder
-from model.leanvae.fast.pixels import FloatPixels, PlanePixels, first_frame
+from model.colour import rgb_map
+from model.leanvae.fast.pixels import FloatPixels, PlanePixels
+from model.leanvae.fast.runner import FusedRunner
 from model.leanvae.network import empty_network
 from model.leanvae.random_weights import random_weights
 from model.posterior import LOGVAR_RANGE, Posterior
-from model.vae import CausalVAE
+from model.stepped_vae import SteppedVAE
 from model.weights import check_weights, fill
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Mapping, Sequence
+
+    import torch
 
     from model.interface import LatentSpec
-    from model.leanvae.fast.pixels import Pixels
-    from model.leanvae.fast.tokens import Projection
+    from model.leanvae.fast.pixels import StepPixels
     from model.leanvae.network import Network
     from model.state import CausalState
-    from model.vae import StateTensors
+    from model.vae import Pixels
     from model.weights import CheckedWeights, WeightsSha256
 
 
 __all__ = ["NUMERICS", "LeanVAE", "build", "check", "random_weights"]
 
-NUMERICS = 2  # increase when the same weights and frames give other bits; part of every build's fingerprint
-
-# Larger chunks are split into steps of this many tokens, so that memory does not grow with the chunk. A GPU gets more rows per
-# step, because every step copies the state of every layer.
-STEP_TOKENS, STEP_TOKENS_GPU = 1 << 16, 1 << 19
+NUMERICS = 3  # increase when the same weights and frames give other bits; part of every build's fingerprint
 
 
-class LeanVAE(CausalVAE):
-    """LeanVAE ready to run; implements `model.interface.VideoVAE`.
+class LeanVAE(SteppedVAE):
+    """LeanVAE ready to run; implements `model.interface.VideoVAE`. `decode` needs no look-ahead, so `last` has no effect.
 
-    On a CPU latents and videos have the same bits for any chunking and any batch; on other devices they are equal up to rounding
-    (`spec.chunking` says which). `decode` needs no look-ahead, so `last` has no effect.
-
-    Attributes, besides those of `CausalVAE`:
-        network: parameters under their published names.
-        backend: "plain" or "fused", see `model.kernels.choose`; the same latents up to rounding.
+    Attributes, besides those of `SteppedVAE`:
+        backend: "plain" (the definition) or "fused", see `model.kernels.choose`; the same latents up to rounding.
+        fused: the fused network, or None.
     """
 
     numerics = NUMERICS
 
     def __init__(self, network: Network, *arguments: Any, backend: str | None = None, **provenance: Any) -> None:
-        super().__init__(*arguments, **provenance)
-        self.network = network
-        self.backend = kernels.choose(self.device, self.dtype, backend)
-        self._kernels = kernels.load(self.backend)
-        self._graphs = StepGraphs() if self.device.type == "cuda" and self.backend == "fused" else None
+        super().__init__(network, *arguments, **provenance)
+        if self.compiled and backend == "fused":
+            raise ValueError(
+                "fused kernels cannot be compiled; load the network without compile, or take backend 'plain'"
+            )
+        self.backend = kernels.choose(self.device, self.dtype, "plain" if self.compiled else backend)
+        loaded = kernels.load(self.backend)
+        self.fused = None if loaded is None else FusedRunner(network, self.device, self.dtype, loaded)
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, {self.backend})"
@@ -85,113 +72,63 @@ class LeanVAE(CausalVAE):
         *,
         moments: bool = False,
     ) -> tuple[Posterior, CausalState]:
-        """As `CausalVAE.encode_planes`. Planes become pixel rows a few frames at a time; the whole float video is never in memory."""
-        inputs.check_planes(planes_BT3HW, self.spec, first=state is None)
-        planes_BT3HW = planes_BT3HW.to(self.device, non_blocking=True)
-        dtype = self._encoder.pixel_dtype
-        pixels = PlanePixels(planes_BT3HW, matrices, self.spec.value_range, dtype, self._kernels)
+        """As `CausalVAE.encode_planes`. Fused kernels read the planes themselves."""
+        fused = self.fused
+        if fused is None:
+            return super().encode_planes(planes_BT3HW, matrices, state, moments=moments)
+        pixels = self._pixels_of(planes_BT3HW, matrices, first=state is None)
+        planes = planes_BT3HW.to(self.device, non_blocking=True)
+        colours = rgb_map(matrices, self.spec.value_range).float()
+        colours = colours.to(self.device, non_blocking=True)  # must not wait for the device
+        how = self.spec.value_range, fused.encoder.pixel_dtype, fused.kernels
+
+        def step(frames: slice) -> StepPixels:
+            return PlanePixels((planes[:, frames], colours), *how)
+
+        self._check_state(state, "encode", pixels.batch, self._grid(pixels.size))
         with self._arithmetic():
-            mean, logvar, after = self._posterior(pixels, state, moments=moments)
+            mean, logvar, after = self._run_fused(fused, pixels, step, state, moments=moments)
         return Posterior(mean, logvar), after
 
     def _run_encoder(
-        self, video_BCTHW: torch.Tensor, state: CausalState | None, *, moments: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None, CausalState]:
-        pixels = FloatPixels(video_BCTHW, self.device, self._encoder.pixel_dtype)
-        return self._posterior(pixels, state, moments=moments)
-
-    def features(self, video_BCTHW: torch.Tensor, state: CausalState | None = None) -> tuple[torch.Tensor, CausalState]:
-        """Input of the posterior heads: `B C t H/8 W/8`. Arguments as for `encode`."""
-        inputs.check_video(video_BCTHW, self.spec, first=state is None)
-        encoder = self._encoder
-        heads = (
-            encoder.project(torch.eye(encoder.width), full_precision=True),
-            encoder.project(encoder.fusion_layers[-1].narrow_weight(), full_precision=True),
-        )
-        pixels = FloatPixels(video_BCTHW, self.device, encoder.pixel_dtype)
-        with self._arithmetic():
-            (features,), state = self._run_heads(pixels, state, [heads], None)
-        return features, state
-
-    def _posterior(
         self, pixels: Pixels, state: CausalState | None, *, moments: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None, CausalState]:
-        heads = [self._encoder.mean_heads, self._encoder.logvar_heads][: 1 + moments]
-        (mean, *rest), state = self._run_heads(pixels, state, heads, self._graphs)
-        return mean, rest[0].clamp_(*LOGVAR_RANGE) if moments else None, state
+        fused = self.fused
+        if fused is None:
+            return super()._run_encoder(pixels, state, moments=moments)
 
-    def _on_device(self) -> AbstractContextManager[object]:
-        """Context that makes the network's CUDA device current; kernels run on the current device."""
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        def step(frames: slice) -> StepPixels:
+            return FloatPixels((pixels.part(slice(None), frames).to(fused.encoder.pixel_dtype),))
 
-    def _run_heads(
+        return self._run_fused(fused, pixels, step, state, moments=moments)
+
+    def _run_fused(
         self,
+        fused: FusedRunner,
         pixels: Pixels,
+        step: Callable[[slice], StepPixels],
         state: CausalState | None,
-        heads: Sequence[tuple[Projection, Projection]],
-        graphs: StepGraphs | None,
-    ) -> tuple[list[torch.Tensor], CausalState]:
-        height, width = pixels.size
-        grid = (height // self.spec.space_stride, width // self.spec.space_stride)
-        self._check_state(state, "encode", pixels.batch, grid)
+        *,
+        moments: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, CausalState]:
+        """`_run_encoder` on fused kernels; `step(frames)` gives a step's pixels."""
+        first, grid = state is None, self._grid(pixels.size)
+        rows = inputs.check_frames(pixels.frames, self.spec, first=first)
+        steps = (step(self._frames(span, first)) for span in self._spans(rows, pixels.batch * grid[0] * grid[1]))
         past = None if state is None else state.tensors
-        rows = inputs.check_frames(pixels.frames, self.spec, first=past is None)
-        image, pieces = past is None, []
-        for start, stop in self._steps(rows, pixels.batch, grid):
-            frames = slice(first_frame(start, image), first_frame(stop, image))
-            with self._on_device():
-                piece, past = self._encode_step(pixels.select_frames(frames), past, heads, graphs)
-            pieces.append(piece)
-        outputs = [torch.cat(parts, dim=1).permute(0, 4, 1, 2, 3).contiguous() for parts in zip(*pieces, strict=True)]
-        return outputs, self._next_state("encode", grid, past or ())
-
-    def _encode_step(
-        self,
-        pixels: Pixels,
-        past: StateTensors | None,
-        heads: Sequence[tuple[Projection, Projection]],
-        graphs: StepGraphs | None,
-    ) -> tuple[Sequence[torch.Tensor], StateTensors]:
-        """One run of the encoder, recorded and replayed if `graphs` is given."""
-        if graphs is None:
-            return self._encoder(pixels, past, heads)
-        frames = pixels.tensors()
-
-        def step(*tensors: torch.Tensor) -> StateTensors:
-            before = tensors[len(frames) :] or None
-            outputs, after = self._encoder(pixels.from_tensors(tensors[: len(frames)]), before, heads)
-            return (*outputs, *after)
-
-        results = graphs.run((type(pixels), len(heads)), step, (*frames, *(past or ())))
-        return results[: len(heads)], results[len(heads) :]
+        (mean, *rest), tensors = fused.encode(steps, past, 1 + moments)
+        return mean, rest[0].clamp_(*LOGVAR_RANGE) if moments else None, self._next_state("encode", grid, tensors)
 
     def _run_decoder(
         self, latent_BCthw: torch.Tensor, state: CausalState | None, *, last: bool
     ) -> tuple[torch.Tensor, CausalState]:
-        del last
+        if self.fused is None:
+            return super()._run_decoder(latent_BCthw, state, last=last)
         B, _, rows, h, w = latent_BCthw.shape
-        past = None if state is None else state.tensors
-        pieces = []
-        for start, stop in self._steps(rows, B, (h, w)):
-            latent = latent_BCthw[:, :, start:stop].to(self.device, self.input_dtype)
-            with self._on_device():
-                piece, past = self._decoder(latent.permute(0, 2, 3, 4, 1).contiguous(), past)
-            pieces.append(piece)
-        video = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
-        return video, self._next_state("decode", (h, w), past or ())
-
-    def _steps(self, rows: int, batch: int, grid: tuple[int, int]) -> list[tuple[int, int]]:
-        tokens = STEP_TOKENS if self.device.type == "cpu" else STEP_TOKENS_GPU
-        step = max(1, tokens // (batch * grid[0] * grid[1]))
-        return [(start, min(start + step, rows)) for start in range(0, rows, step)]
-
-    @cached_property
-    def _encoder(self) -> Encoder:
-        return Encoder(self.network, self.config, self.device, self.dtype, self._kernels)
-
-    @cached_property
-    def _decoder(self) -> Decoder:
-        return Decoder(self.network, self.config, self.device, self.dtype, self._kernels)
+        spans = self._spans(rows, B * h * w)
+        steps = (latent_BCthw[:, :, span].to(self.device, self.input_dtype) for span in spans)
+        video, tensors = self.fused.decode(steps, None if state is None else state.tensors)
+        return video, self._next_state("decode", (h, w), tensors)
 
 
 def check(spec: LatentSpec, config: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> CheckedWeights:
@@ -206,6 +143,6 @@ def check(spec: LatentSpec, config: dict[str, Any], weights: Mapping[str, torch.
 def build(
     checked: CheckedWeights, sha256: WeightsSha256, device: torch.device, dtype: torch.dtype, **provenance: Any
 ) -> LeanVAE:
-    """Network with these weights; `provenance`: `checkpoint` or `seed`."""
+    """Network with these weights; `provenance`: `checkpoint` or `seed`, and `compiled`."""
     spec = checked.spec.on_device(device.type)
     return LeanVAE(fill(checked), spec, checked.config, sha256, device, dtype, **provenance)

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from model.layers import COLOURS
 from model.leanvae import haar
-from model.leanvae.fast.pixels import FRAMES
-from model.training.linear import COLOURS, principal
+from model.leanvae.facts import FRAMES
+from model.training.linear import principal
 
 if TYPE_CHECKING:
     from model.leanvae.network import Decoder, Encoder, Network, Stack

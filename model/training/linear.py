@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from model.leanvae.fast.pixels import FRAMES, patchify
+from model.layers import COLOURS
+from model.leanvae.facts import FRAMES
+from model.leanvae.network import bands_of, patches_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-COLOURS = 3
 # Components with less variance than this share of the largest, or than this absolute value, are not scaled up further.
 RELATIVE_FLOOR, ABSOLUTE_FLOOR = 1e-9, 1e-12
 
@@ -47,12 +48,10 @@ class LinearAutoencoder:
     def encode(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
         """`B 3 T H W`, T = 4n+1 -> `B d t h w`. Raises ValueError for sizes that do not fit."""
         check_clip(video_BCTHW, self.side)
-        B, h, w = video_BCTHW.shape[0], video_BCTHW.shape[3] // self.side, video_BCTHW.shape[4] // self.side
         parts = []
         for blocks, depth, frames in self._parts(video_BCTHW):
-            rows = patchify(frames, depth, self.side)
-            latent = (rows - blocks.mean.to(rows)) @ blocks.encode.to(rows).T
-            parts.append(latent.view(B, -1, h, w, self.latent_channels))
+            rows = patches_of(frames, depth, self.side)
+            parts.append((rows - blocks.mean.to(rows)) @ blocks.encode.to(rows).T)
         return torch.cat(parts, dim=1).permute(0, 4, 1, 2, 3)
 
     def decode(self, latent_BCthw: torch.Tensor) -> torch.Tensor:
@@ -61,18 +60,11 @@ class LinearAutoencoder:
         parts = []
         for blocks, depth, part in ((self.image, 1, rows[:, :1]), (self.video, FRAMES, rows[:, 1:])):
             pixels = part @ blocks.decode.to(part).T + blocks.mean.to(part)
-            parts.append(assemble(pixels, depth, self.side))
+            parts.append(bands_of(pixels, depth, self.side))
         return torch.cat(parts, dim=2)
 
     def _parts(self, video_BCTHW: torch.Tensor) -> tuple[tuple[BlockComponents, int, torch.Tensor], ...]:
         return (self.image, 1, video_BCTHW[:, :, :1]), (self.video, FRAMES, video_BCTHW[:, :, 1:])
-
-
-def assemble(blocks_BthwP: torch.Tensor, depth: int, side: int) -> torch.Tensor:
-    """Pixel blocks of tokens -> `B 3 depth*t side*h side*w`, differentiable; the inverse of `model.leanvae.fast.pixels.patchify`."""
-    B, t, h, w, _ = blocks_BthwP.shape
-    cells = blocks_BthwP.reshape(B, t, h, w, COLOURS, depth, side, side)
-    return cells.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(B, COLOURS, t * depth, h * side, w * side)
 
 
 def check_clip(video_BCTHW: torch.Tensor, side: int) -> None:
@@ -127,9 +119,9 @@ def fit_linear(clips: Iterable[torch.Tensor], latent_channels: int, *, side: int
     moments = {1: _Moments(still), FRAMES: _Moments(moving)}
     for clip in clips:
         check_clip(clip, side)
-        moments[1].add(patchify(clip[:, :, :1], 1, side))
+        moments[1].add(patches_of(clip[:, :, :1], 1, side).flatten(0, 3))
         if clip.shape[2] > 1:
-            moments[FRAMES].add(patchify(clip[:, :, 1:], FRAMES, side))
+            moments[FRAMES].add(patches_of(clip[:, :, 1:], FRAMES, side).flatten(0, 3))
     for depth, sums in moments.items():
         if sums.count <= latent_channels:
             raise ValueError(

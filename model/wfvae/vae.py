@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from model.interface import LatentSpec
     from model.state import CausalState
+    from model.vae import Pixels
     from model.weights import CheckedWeights, WeightsSha256
     from model.wfvae.fast.decoder import Decoder
     from model.wfvae.fast.encoder import Encoder
@@ -64,8 +65,9 @@ class StreamedVAE(CausalVAE):
     # ---- encoder and decoder ----------------------------------------------------------------------------------------
 
     def _run_encoder(
-        self, video_BCTHW: torch.Tensor, state: CausalState | None, *, moments: bool
+        self, pixels: Pixels, state: CausalState | None, *, moments: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None, CausalState]:
+        video_BCTHW = pixels.whole()
         self._check_whole(state is None, "encode")
         encoder, B = self._encoder, video_BCTHW.shape[0]
         heads = [encoder.heads.mean, encoder.heads.logvar][: 1 + moments]
@@ -78,7 +80,7 @@ class StreamedVAE(CausalVAE):
             return encoder(frames, stream, heads)
 
         (mean, *rest), tensors = self._stream(B, len(steps), state, encoder.slots, step, last=True)
-        after = self._next_state("encode", self._grid_of(video_BCTHW), tensors)
+        after = self._next_state("encode", self._grid(pixels.size), tensors)
         return mean, rest[0].clamp_(*LOGVAR_RANGE) if moments else None, after
 
     def _run_decoder(

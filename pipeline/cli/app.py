@@ -108,6 +108,14 @@ def encode(
         str | None,
         typer.Option(help="Address of the Ray cluster. [default: RAY_ADDRESS, else a private Ray on this machine]"),
     ] = None,
+    compile_: Annotated[
+        str | None,
+        typer.Option(
+            "--compile",
+            help="Run the network through torch.compile: auto, on or off. auto: as the output was begun, in a new one where it pays. "
+            "[default: auto]",
+        ),
+    ] = None,
     progress: Annotated[
         str | None, typer.Option(help="Progress display: auto, rich, plain, json or none. [default: auto]")
     ] = None,
@@ -157,6 +165,7 @@ def encode(
         "write.store": store,
         "engine.executor": executor,
         "engine.address": address,
+        "engine.compile": compile_,
         "progress": progress,
         "retry_rejects": retry_rejects,
         "strict": strict,

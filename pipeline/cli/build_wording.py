@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 DOING = {
     "encode": "encode",
+    "compile": "compile the network",
     "decode": "wait for decoders",
     "fetch": "wait for fetches",
     "upload": "wait for uploads",

@@ -202,6 +202,7 @@ def build_lines(report: BuildReport) -> list[str]:
     """Summary at the end of a build."""
     counts = report.counts
     startup = f", {report.startup_s:.1f} s of it to start" if report.shards_done else ""
+    startup += f", {report.compile_s:.1f} s to compile the network" if report.compile_s else ""
     before = f", {report.shards_before} were done before" if report.shards_before else ""
     lines = [
         f"{report.shards_done} of {quantity(report.shards_total, 'shard')} encoded in {report.wall_s:.1f} s{startup}{before}",
@@ -216,6 +217,8 @@ def build_lines(report: BuildReport) -> list[str]:
         )
     if report.shards_done:
         lines.append(f"  time      {_time_shares(report)}")
+        compile_ = f"{'on' if report.compiled else 'off'}, {report.compile_reason}"
+        lines.append(f"  compile   {compile_}")
     if report.step_sizes:
         shapes = sorted(report.step_sizes.items(), key=lambda item: (-item[1], item[0]))
         more = f" and {len(shapes) - SHAPES_SHOWN} more shapes" if len(shapes) > SHAPES_SHOWN else ""

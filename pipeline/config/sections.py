@@ -25,6 +25,10 @@ def _as_inputs(value: Any) -> Any:
     return [value] if isinstance(value, str) else value  # not split at commas, which are part of brace patterns
 
 
+def _as_switch(value: Any) -> Any:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value  # YAML reads on and off as booleans
+
+
 class ModelConfig(Section):
     """The network, its weights and its device."""
 
@@ -163,8 +167,14 @@ class EngineConfig(Section):
     """Frames per encode step after the first frame; rounded down to the network's time stride."""
     batch: int | None = Field(None, ge=1)
     """Most chunks per encode step. Default: enough to use the device fully."""
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_as_switch)] = "auto"
+    """Run the network through `torch.compile`: faster steps, after up to a minute of compiling for each frame size and encoder. It needs a
+    C++ compiler (CPU), or Triton and a C compiler (CUDA). Part of the fingerprint. `auto`: as the output was begun; a new output is
+    compiled on CPUs where an estimate says that it pays."""
     frame_bytes: int = Field(512 * MiB, ge=16 * MiB)
     """Most bytes of decoded frames that wait for one encoder. A small network keeps less: a few encode steps."""
+    state_bytes: int | None = Field(None, ge=MiB)
+    """Most bytes of causal states on a GPU; clips that wait longest keep theirs in host memory. Default: half of the GPU's memory."""
     attempts: int = Field(3, ge=1)
     """Most attempts at a shard before it is given up."""
     shard_video_s: float = Field(1800.0, gt=0)

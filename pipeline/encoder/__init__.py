@@ -2,6 +2,8 @@
 
 - `network`: the network of a job: its identity, loading it
 - `running`, `staging`: encode steps on the device; transfers to it and back
+- `clip_states`, `device_memory`: causal states of clips between their steps; bytes free on the device
+- `compiling`: what `torch.compile` needs, costs and saves
 - `conditions`: the latents of `i2v_cond`
 - `step_budget`: number of chunks and frames per step
 - `environment`: the machine, for receipts

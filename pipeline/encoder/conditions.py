@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from pipeline.encoder.clip_states import ClipState, ClipStates
     from pipeline.encoder.staging import CudaStaging, HostStaging
     from pipeline.records import FrameChunk
 
@@ -27,9 +28,11 @@ KNOWN_SIZES = 8  # frame sizes of which the settled state is kept on the device
 
 @dataclass(eq=False, slots=True)
 class Condition:
-    """Condition of one clip so far. `state`: for its next chunk. `repeated`: latents `(C, t, h, w)` of all later chunks, once settled."""
+    """Condition of one clip so far. `state`: for its next chunk, until it has settled. `repeated`: latents `(C, t, h, w)` of all later
+    chunks, once it has.
+    """
 
-    state: Any = field(repr=False)
+    state: ClipState | None = field(repr=False)
     repeated: np.ndarray | None = field(default=None, repr=False)
 
 
@@ -44,8 +47,8 @@ class _Settled:
 class Conditions:
     """Conditions of the clips of one encoder. `computed`: chunks that went through the network."""
 
-    def __init__(self, vae: Any, staging: CudaStaging | HostStaging) -> None:
-        self._vae, self._staging = vae, staging
+    def __init__(self, vae: Any, staging: CudaStaging | HostStaging, states: ClipStates) -> None:
+        self._vae, self._staging, self._states = vae, staging, states
         self._torch = load_torch()
         self._settled: dict[tuple[int, int], _Settled] = {}  # by frame height and width
         self.computed = 0
@@ -80,12 +83,12 @@ class Conditions:
     ) -> Callable[[], dict[int, np.ndarray]]:
         """Runs the chunks with numbers `running` through the network and puts their conditions into `after`."""
         olds = [before[i] for i in running]
-        states = [old.state for old in olds if old is not None]
-        old = self._vae.stack_states(states) if states else None
+        states = [old.state for old in olds if old is not None and old.state is not None]
+        old = self._states.gather(states) if states else None
         matrices = [chunks[i].color_matrix for i in running]
         posterior, new = self._vae.encode_condition(planes_BT3HW[running], matrices, old)
         self.computed += len(running)
-        made = [Condition(state) for state in self._vae.split_state(new)]
+        made = [Condition(state) for state in self._states.keep(new, range(len(running)), [None] * len(running))]
         for i, condition in zip(running, made, strict=True):
             after[i] = condition
         size = planes_BT3HW.shape[3], planes_BT3HW.shape[4]
@@ -100,9 +103,11 @@ class Conditions:
                 if stay[place]:
                     condition.repeated = means[place].copy()  # not the latents of the whole batch
                     if size not in self._settled and len(self._settled) < KNOWN_SIZES:
-                        self._settled[size] = _Settled(condition.state, condition.repeated)
+                        self._settled[size] = _Settled(self._vae.split_state(new, [place])[0], condition.repeated)
                 elif arrive[place] and known is not None:
                     condition.repeated = known.latent_Cthw
+                if condition.repeated is not None:
+                    condition.state = None
             return {i: means[place] for place, i in enumerate(running)}
 
         return finish

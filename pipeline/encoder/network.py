@@ -57,6 +57,8 @@ def network_of(network: model.Identity, *, moments: bool) -> Network:
         "untrained": network.seed is not None,
         "numerics": network.numerics,
     }
+    if network.compiled:  # left out otherwise: fingerprints of data that is older than this option stay as they are
+        identity["compiled"] = True
     origin = network.checkpoint.to_dict() if network.checkpoint else {"untrained_seed": network.seed}
     provenance = {**origin, "weights_sha256": network.sha256.all, "config": dict(network.config)}
     return Network(network.spec, identity, provenance)
@@ -99,8 +101,8 @@ def load_torch() -> Any:
     return torch
 
 
-def load_vae(config: ModelConfig, device: str, compute_dtype: str) -> Any:
-    """Loads the network on its device.
+def load_vae(config: ModelConfig, device: str, compute_dtype: str, *, compiled: bool = False) -> Any:
+    """Loads the network on its device. `compiled`: its steps run through `torch.compile`; see `compiling.prepare_compiler`.
 
     Raises:
         ConfigError: CUDA requested without a CUDA device.
@@ -118,6 +120,7 @@ def load_vae(config: ModelConfig, device: str, compute_dtype: str) -> Any:
             device=device,
             dtype=getattr(torch, compute_dtype),
             untrained=config.untrained,
+            compile=compiled,
         )
 
 

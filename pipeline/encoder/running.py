@@ -6,52 +6,51 @@ while the next one is prepared. If memory runs out, the batch and then the chunk
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.encoder.clip_states import ClipStates
+from pipeline.encoder.compiling import prepare_compiler
 from pipeline.encoder.conditions import Conditions
+from pipeline.encoder.device_memory import DeviceMemory
 from pipeline.encoder.network import Network, load_torch, load_vae, network_of
 from pipeline.encoder.staging import CudaStaging, HostStaging
 from pipeline.encoder.step_budget import StepBudget
-from pipeline.errors import ConfigError
+from pipeline.errors import BuildError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from model.interface import LatentSpec
     from pipeline.config import ModelConfig
-    from pipeline.encoder.conditions import Condition
+    from pipeline.encoder.clip_states import ClipState
     from pipeline.records import ChunkShape, FrameChunk
 
 # Pixel-frames per encode step. On a CPU a step of this size runs its matrix products at full rate, and more only adds latency; a
 # GPU needs far more rows to fill its matrix units.
 STEP_PIXELS_CPU = 17 * 256 * 256
 STEP_PIXELS_CUDA = 64 * 17 * 256 * 256
-
-
-@dataclass(frozen=True, slots=True)
-class ClipState:
-    """What a clip's next chunk needs: causal state of the network, and the condition where it is stored."""
-
-    network: Any = field(repr=False)
-    condition: Condition | None = field(repr=False)
+# Share of a GPU's memory for causal states unless the job sets it. Parking costs transfers, so not before memory gets scarce for steps.
+STATE_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Result of one chunk: float32 `CTHW` on the latent grid, and the state for the clip's next chunk. `cond_Cthw`: of the condition."""
+    """Result of one chunk: float32 `CTHW` on the latent grid. `cond_Cthw`: of the condition."""
 
     mean_Cthw: np.ndarray = field(repr=False)
     logvar_Cthw: np.ndarray | None = field(repr=False)
-    state: ClipState | None = field(repr=False)
     cond_Cthw: np.ndarray | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """Launched step: `states` can be passed to the next step at once; `results` waits for the latents."""
+    """Launched step: `states` can be passed to the next step at once; `results` waits for the latents. Keep `results` only: a state that
+    is referenced stays in memory.
+    """
 
     states: list[ClipState | None] = field(repr=False)
     results: Callable[[], list[Encoded]]
@@ -59,7 +58,9 @@ class Launched:
 
 class Encoder:
     """Network on its device. `threads`: of arithmetic (None: torch's choice); `batch`: most chunks per step (None: by size);
-    `conditions`: whether the first frame followed by zeros is encoded as well.
+    `conditions`: whether the first frame followed by zeros is encoded as well; `state_bytes`: most bytes of causal states on a GPU
+    (None: half of its memory); `compiled`: whether steps run through `torch.compile`, the first of each frame size after up to a
+    minute of compiling.
     """
 
     def __init__(
@@ -72,22 +73,30 @@ class Encoder:
         conditions: bool = False,
         threads: int | None = None,
         batch: int | None = None,
+        state_bytes: int | None = None,
+        compiled: bool = False,
     ) -> None:
+        if compiled:
+            prepare_compiler(device, threads)
         torch = load_torch()
         if threads is not None:
             torch.set_num_threads(threads)
         from model.out_of_memory import is_out_of_memory  # imports torch, so only after `load_torch`
 
         self._is_out_of_memory = is_out_of_memory
-        self._vae = load_vae(config, device, compute_dtype)
+        self._vae = load_vae(config, device, compute_dtype, compiled=compiled)
         self._torch = torch
-        self._device = torch.device(device)
+        device_of_vae = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0"
+        cuda = device_of_vae.type == "cuda"
         self._moments = moments
-        self._cuda = self._device.type == "cuda"
-        self._staging = CudaStaging(self._device) if self._cuda else HostStaging()
-        self._conditions = Conditions(self._vae, self._staging) if conditions else None
+        self._memory = DeviceMemory(device_of_vae, torch.cuda)
+        self._staging = CudaStaging(device_of_vae) if cuda else HostStaging()
+        self._states = ClipStates(
+            self._vae, self._staging, (state_bytes or int(STATE_SHARE * self._memory.total())) if cuda else None
+        )
+        self._conditions = Conditions(self._vae, self._staging, self._states) if conditions else None
         self._budget = StepBudget(
-            STEP_PIXELS_CUDA if self._cuda else STEP_PIXELS_CPU, batch, self._free_bytes if self._cuda else None
+            STEP_PIXELS_CUDA if cuda else STEP_PIXELS_CPU, batch, self._memory.free if cuda else None
         )
         self.spec: LatentSpec = self._vae.spec
         self.overlaps = self._staging.overlaps  # whether a step runs while the caller prepares the next
@@ -104,12 +113,16 @@ class Encoder:
         """Chunks per step by chunk shape, as chosen so far."""
         return self._budget.choices()
 
+    def compile_s(self) -> float:
+        """Seconds spent compiling so far; grows while a step is being compiled. May be called from any thread."""
+        return float(self._vae.compile_s)
+
     def device_bytes(self) -> int:
         """Memory of the GPU that this process has reserved for tensors; 0 on a CPU."""
-        return int(self._torch.cuda.memory_reserved(self._device)) if self._cuda else 0
+        return self._memory.reserved()
 
     def encode(self, chunks: Sequence[FrameChunk], states: Sequence[ClipState | None]) -> list[Encoded]:
-        """Runs a step and waits for its results."""
+        """Runs a step and waits for its results, without states."""
         return self.launch(chunks, states).results()
 
     def launch(self, chunks: Sequence[FrameChunk], states: Sequence[ClipState | None]) -> Launched:
@@ -117,6 +130,7 @@ class Encoder:
 
         Raises:
             ConfigError: a single group of frames does not fit into the device's memory.
+            BuildError: `torch.compile` failed.
         """
         frames, _, height, width = chunks[0].planes_T3HW.shape
         if len(chunks) == 1 and self._budget.too_long(frames, height, width):
@@ -125,14 +139,20 @@ class Encoder:
             return self._step(chunks, states)
         except (RuntimeError, MemoryError) as error:
             if not self._is_out_of_memory(error):
-                raise
-            self._budget.ran_out(len(chunks), frames, height, width)
-        self._release_memory()  # after the except block, so that the traceback no longer holds tensors
+                raise _as_compile_error(error) from error
+        # After the except block, so that the traceback no longer holds tensors.
+        with self._torch.inference_mode():
+            parked = self._states.park()
+        self._memory.release()
+        if parked:  # states of waiting clips took the memory, not this step
+            return self.launch(chunks, states)
+        self._budget.ran_out(len(chunks), frames, height, width)
         if len(chunks) == 1:
             return self._launch_in_parts(chunks[0], states[0])
         half = len(chunks) // 2
         a, b = self.launch(chunks[:half], states[:half]), self.launch(chunks[half:], states[half:])
-        return Launched(a.states + b.states, lambda: a.results() + b.results())
+        firsts, seconds = a.results, b.results
+        return Launched(a.states + b.states, lambda: firsts() + seconds())
 
     def _launch_in_parts(self, chunk: FrameChunk, state: ClipState | None) -> Launched:
         """Runs a chunk that is too large in two parts along time, split at a group: the same latents with less memory."""
@@ -142,12 +162,8 @@ class Encoder:
         if spec.chunking == "none" or groups < (1 if lead else 2):
             raise ConfigError(
                 f"clips.size: {chunk.planes_T3HW.shape[2]}x{chunk.planes_T3HW.shape[3]} does not fit into the device's memory even "
-                f"as {frames} frames alone; use a smaller size, "
-                + (
-                    f"or shorter clips: {spec.network} encodes whole clips"
-                    if spec.chunking == "none"
-                    else "or fewer engine.decoders or variants: each variant of each clip in progress keeps its causal state there"
-                )
+                f"as {frames} frames alone; use a smaller size"
+                + (f", or shorter clips: {spec.network} encodes whole clips" if spec.chunking == "none" else "")
             )
         cut = lead + groups // 2 * spec.time_stride
         planes, times = chunk.planes_T3HW, chunk.pts_s
@@ -156,59 +172,51 @@ class Encoder:
         tail = kind(chunk.clip, planes[cut:], times[cut:], chunk.color_matrix, first=False, last=chunk.last)
         a = self.launch([head], [state])
         b = self.launch([tail], a.states)
-        return Launched(b.states, lambda: [_joined(a.results()[0], b.results()[0])])
+        firsts, seconds = a.results, b.results
+        return Launched(b.states, lambda: [_joined(firsts()[0], seconds()[0])])
 
     def _step(self, chunks: Sequence[FrameChunk], states: Sequence[ClipState | None]) -> Launched:
-        before = self._watch_memory()
+        before = self._memory.watch()
         planes_BT3HW = self._staging.upload([chunk.planes_T3HW for chunk in chunks])
-        carried = [state.network for state in states if state is not None]
-        before_each = [None if state is None else state.condition for state in states]
+        carried = [state for state in states if state is not None]
+        conditions = [None if state is None else state.condition for state in states]
         matrices = [chunk.color_matrix for chunk in chunks]
         with self._torch.inference_mode():
-            stacked = self._vae.stack_states(carried) if carried else None
+            stacked = self._states.gather(carried) if carried else None
             posterior, after = self._vae.encode_planes(planes_BT3HW, matrices, stacked, moments=self._moments)
             mean = self._staging.download(posterior.mean)
             logvar = None if posterior.logvar is None else self._staging.download(posterior.logvar)
-            conditions, cond = before_each, None
+            cond = None
             if self._conditions is not None:
-                conditions, cond = self._conditions.launch(chunks, planes_BT3HW, before_each)
-        # Only clips that continue: the state of a last chunk would cost copies, and hold device memory until the clip is written.
-        kept: list[ClipState | None] = [None] * len(chunks)
-        continuing = [i for i, chunk in enumerate(chunks) if not chunk.last]
-        for i, part in zip(continuing, self._vae.split_state(after, continuing), strict=True):
-            kept[i] = ClipState(part, conditions[i])
+                conditions, cond = self._conditions.launch(chunks, planes_BT3HW, conditions)
+            # The state of a last chunk would cost copies, and hold device memory until the clip is written.
+            continuing = [i for i, chunk in enumerate(chunks) if not chunk.last]
+            kept: list[ClipState | None] = [None] * len(chunks)
+            states_kept = self._states.keep(after, continuing, [conditions[i] for i in continuing])
+            for i, state in zip(continuing, states_kept, strict=True):
+                kept[i] = state
         frames, _, height, width = chunks[0].planes_T3HW.shape
-        # A later step needs the state three times more: as input, stacked, and split.
+        # A later step needs the state twice more: as clips left it in other steps, and gathered from there.
         state_bytes = after.nbytes * (1 if cond is None else 2)
-        self._budget.ran(len(chunks), frames, height, width, self._peak_since(before), 3 * state_bytes)
+        self._budget.ran(len(chunks), frames, height, width, self._memory.peak_since(before), 2 * state_bytes)
 
         def results() -> list[Encoded]:
             logvars = [None] * len(chunks) if logvar is None else logvar()
             conds = [None] * len(chunks) if cond is None else cond()
-            return [Encoded(*each) for each in zip(mean(), logvars, kept, conds, strict=True)]
+            return [Encoded(*each) for each in zip(mean(), logvars, conds, strict=True)]
 
         return Launched(kept, results)
 
-    # ---- memory of the device ---------------------------------------------------------------------------------------
 
-    def _free_bytes(self) -> int:
-        """Memory available to this process, including what the allocator has reserved but not used."""
-        cuda = self._torch.cuda
-        free, _ = cuda.mem_get_info(self._device)
-        return int(free + cuda.memory_reserved(self._device) - cuda.memory_allocated(self._device))
-
-    def _watch_memory(self) -> int:
-        if not self._cuda:
-            return 0
-        self._torch.cuda.reset_peak_memory_stats(self._device)
-        return int(self._torch.cuda.memory_allocated(self._device))
-
-    def _peak_since(self, before: int) -> int:
-        return int(self._torch.cuda.max_memory_allocated(self._device)) - before if self._cuda else 0
-
-    def _release_memory(self) -> None:
-        if self._cuda:
-            self._torch.cuda.empty_cache()
+def _as_compile_error(error: Exception) -> Exception:
+    """A failure of `torch.compile` as an error that ends the build: no video is to blame. Other errors as they are."""
+    exceptions = sys.modules.get("torch._dynamo.exc")  # imported where anything was compiled
+    if exceptions is None or not isinstance(error, exceptions.TorchDynamoException):
+        return error
+    line = " ".join(str(error).split())[:400]
+    return BuildError(
+        f"engine.compile: torch.compile failed: {line}; encode into another output with engine.compile=off"
+    )
 
 
 def _joined(a: Encoded, b: Encoded) -> Encoded:
@@ -216,4 +224,4 @@ def _joined(a: Encoded, b: Encoded) -> Encoded:
         return None if one is None or two is None else np.concatenate([one, two], axis=1)
 
     mean = np.concatenate([a.mean_Cthw, b.mean_Cthw], axis=1)
-    return Encoded(mean, joined(a.logvar_Cthw, b.logvar_Cthw), b.state, joined(a.cond_Cthw, b.cond_Cthw))
+    return Encoded(mean, joined(a.logvar_Cthw, b.logvar_Cthw), joined(a.cond_Cthw, b.cond_Cthw))

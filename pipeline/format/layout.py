@@ -18,6 +18,7 @@ COMPACTED = "compacted-"  # begins the attempt in keys of files that `lathe comp
 LEASES = "_leases/"
 NIGHTS = "_runs/"
 SIDECARS = "_sidecars/"
+COMPILE = "_compile/"
 CARD_KEY = "_README.md"
 HUGGING_FACE_KEY = ".huggingface.yaml"
 
@@ -129,7 +130,7 @@ CURRENT = LAYOUTS[2]
 SET_KEYS = tuple(layout.set_key for layout in LAYOUTS.values())
 OWN_OBJECTS = (*SET_KEYS, CARD_KEY, HUGGING_FACE_KEY)
 OWN_FOLDERS = (
-    *(DATA, SNAPSHOTS, TAKEDOWNS, LEASES, NIGHTS, RETIRED, SIDECARS),
+    *(DATA, SNAPSHOTS, TAKEDOWNS, LEASES, NIGHTS, RETIRED, SIDECARS, COMPILE),
     *(
         prefix
         for one in LAYOUTS.values()
@@ -208,6 +209,11 @@ def retired_receipt(key: str) -> ReceiptName | None:
 def lease_key(name: str, number: int) -> str:
     """Key of a lease object; the highest number counts."""
     return f"{LEASES}{name}/{number}.json"
+
+
+def compile_key(fingerprint: str) -> str:
+    """Key of the record whether latents are of a compiled network; `fingerprint` of those that are not, with otherwise equal settings."""
+    return f"{COMPILE}{fingerprint}.json"
 
 
 def night_report_key(night: str) -> str:

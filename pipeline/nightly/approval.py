@@ -5,9 +5,9 @@ Takes the plan of the build and the store of the output. Reads one receipt, and 
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pipeline.engine.driver.other_settings import differences, named
 from pipeline.errors import ConfigError, InputError
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summary import uri_id
@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from pipeline.ledger.summary import ReceiptSummary
     from pipeline.records import Receipt
     from pipeline.storage import Store
-
-NAMED = 8  # differences in a message
-LONGEST = 60  # characters of a value
-ABSENT = "(none)"
 
 
 def check_corpus(store: Store, plan: BuildPlan) -> None:
@@ -56,31 +52,12 @@ def check_fingerprint(store: Store, plan: BuildPlan) -> None:
         return
     receipt = _newest_readable(store, plan)
     changed = differences(receipt.fingerprint_parts, plan.fingerprint_parts) if receipt is not None else []
-    named = "; ".join(changed[:NAMED]) or "the values before are not known"
-    more = f"; and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
     raise ConfigError(
-        f"the fingerprint changed from {newest.fingerprint[:8]} to {plan.fingerprint[:8]} since the last run on {store.root}: {named}"
-        f"{more}. {len(plan.todo)} shards of {len(plan.listed)} would be encoded. Restore these values, or say that the change is meant: "
+        f"the fingerprint changed from {newest.fingerprint[:8]} to {plan.fingerprint[:8]} since the last run on {store.root}: "
+        f"{named(changed)}. {len(plan.todo)} shards of {len(plan.listed)} would be encoded. Restore these values, or say that the change "
+        "is meant: "
         "--accept-new-fingerprint"
     )
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """`section.key: old -> new` of each value that differs between two sets of fingerprint parts, by name."""
-    before, after = _flat(old), _flat(new)
-    names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    return [f"{name}: {before.get(name, ABSENT)} -> {after.get(name, ABSENT)}" for name in names]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            found.update(_flat(value, f"{prefix}{name}."))
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-            found[f"{prefix}{name}"] = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
-    return found
 
 
 def _newest(plan: BuildPlan) -> ReceiptSummary | None:

@@ -9,6 +9,7 @@ import torch
 from model.colour import yuv_to_video
 from pipeline.config import ModelConfig
 from pipeline.encoder import Encoder
+from pipeline.encoder.clip_states import ClipStates
 from pipeline.encoder.conditions import Conditions
 from pipeline.encoder.staging import HostStaging
 from pipeline.records import FrameChunk
@@ -49,7 +50,7 @@ def at_once(vae, chunks):
 @pytest.mark.parametrize("name", CHUNKS)
 def test_settled_zeros_are_copied_with_the_bits_of_encoding_all(name):
     vae = network(name)
-    conditions, chunks = Conditions(vae, HostStaging()), clip(0, vae.spec, CHUNKS[name])
+    conditions, chunks = Conditions(vae, HostStaging(), ClipStates(vae, HostStaging())), clip(0, vae.spec, CHUNKS[name])
     before, parts = [None], []
     for chunk in chunks:
         with torch.inference_mode():
@@ -67,9 +68,9 @@ def test_a_clip_that_reaches_the_settled_state_of_another_computes_no_further_ch
     for clips in ([first], [second, third]):
         states, before = [None] * len(clips), encoder._conditions.computed
         for chunks in zip(*clips, strict=True):
-            results = encoder.encode(chunks, states)
-            states = [result.state for result in results]
-            for chunk, result in zip(chunks, results, strict=True):
+            launched = encoder.launch(chunks, states)
+            states = launched.states
+            for chunk, result in zip(chunks, launched.results(), strict=True):
                 found.setdefault(chunk.clip, []).append(result.cond_Cthw)
         computed.append((encoder._conditions.computed - before) // len(clips))
     assert computed[1] + 1 == computed[0] < len(first)
@@ -81,7 +82,7 @@ def test_a_clip_that_reaches_the_settled_state_of_another_computes_no_further_ch
 def test_a_longer_or_shorter_chunk_goes_on_in_the_same_period():
     """The last chunk of a clip is shorter; one that is too large for memory is encoded in two parts."""
     vae = network("leanvae")
-    conditions, chunks = Conditions(vae, HostStaging()), clip(5, vae.spec, 12)
+    conditions, chunks = Conditions(vae, HostStaging(), ClipStates(vae, HostStaging())), clip(5, vae.spec, 12)
     before, parts = [None], []
     for frames in [8] * 9 + [12, 4, 8]:
         first = not parts

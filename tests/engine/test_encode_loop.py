@@ -38,6 +38,9 @@ class IdleEncoder:
     def device_bytes(self):
         return 0
 
+    def compile_s(self):
+        return 0.0
+
     def choices(self):
         return {}
 

@@ -43,8 +43,8 @@ def clip(seed, groups, frames=4):
 def alone(encoder, chunks):
     state, parts = None, []
     for chunk in chunks:
-        (result,) = encoder.encode([chunk], [state])
-        state = result.state
+        launched = encoder.launch([chunk], [state])
+        (result,), (state,) = launched.results(), launched.states
         parts.append(result.mean_Cthw)
     return np.concatenate(parts, axis=1)
 
@@ -60,37 +60,23 @@ def test_clips_in_one_batch_are_encoded_as_if_alone(encoder):
     states, parts = [None] * 4, [[] for _ in clips]
     for n in range(3):
         order = [(i + n) % 4 for i in range(4)]  # another place in the batch each time
-        for i, result in zip(
-            order, encoder.encode([clips[i][n] for i in order], [states[i] for i in order]), strict=True
-        ):
-            states[i] = result.state
+        launched = encoder.launch([clips[i][n] for i in order], [states[i] for i in order])
+        for i, result, state in zip(order, launched.results(), launched.states, strict=True):
+            states[i] = state
             parts[i].append(result.mean_Cthw)
     for i in range(4):
         np.testing.assert_array_equal(np.concatenate(parts[i], axis=1), expected[i])
         assert states[i] is None  # a last chunk's state is not kept
 
 
-def test_only_states_of_clips_that_continue_are_copied(encoder, monkeypatch):
-    asked, split = [], encoder._vae.split_state
-    monkeypatch.setattr(
-        encoder._vae, "split_state", lambda state, which=None: asked.append(which) or split(state, which)
-    )
-    ends, continues = [clip(seed, 1)[0] for seed in (0, 1)], clip(2, 2)[0]
-    launched = encoder.launch([ends[0], continues, ends[1]], [None] * 3)
-    assert asked == [[1]]
-    assert [state is None for state in launched.states] == [True, False, True]
-    assert launched.states[1].network.batch == 1
-    encoder.launch(ends, [None] * 2)
-    assert asked[1:] == [[]]
-
-
 def test_out_of_memory_halves_the_batch_then_the_chunk_and_changes_nothing(monkeypatch):
     undisturbed = Encoder(CONFIG, "cpu", "float32")
     clips = [clip(seed, 2, frames=8) for seed in range(3)]
-    expected = [undisturbed.encode([chunks[0]], [None])[0] for chunks in clips]
+    begun = [undisturbed.launch([chunks[0]], [None]) for chunks in clips]
+    expected = [launched.results()[0] for launched in begun]
     second = [
-        undisturbed.encode([chunks[1]], [first.state])[0].mean_Cthw
-        for chunks, first in zip(clips, expected, strict=True)
+        undisturbed.encode([chunks[1]], launched.states)[0].mean_Cthw
+        for chunks, launched in zip(clips, begun, strict=True)
     ]
 
     tight = Encoder(CONFIG, "cpu", "float32", batch=8)
@@ -104,11 +90,11 @@ def test_out_of_memory_halves_the_batch_then_the_chunk_and_changes_nothing(monke
         return real(chunks, states)
 
     monkeypatch.setattr(tight, "_step", small_memory)
-    first = tight.encode([chunks[0] for chunks in clips], [None] * 3)
-    for mine, theirs in zip(first, expected, strict=True):
+    first = tight.launch([chunks[0] for chunks in clips], [None] * 3)
+    for mine, theirs in zip(first.results(), expected, strict=True):
         np.testing.assert_array_equal(mine.mean_Cthw, theirs.mean_Cthw)
     assert shapes == [[5], [4]] * 3
-    later = tight.encode([chunks[1] for chunks in clips], [result.state for result in first])
+    later = tight.encode([chunks[1] for chunks in clips], first.states)
     for mine, theirs in zip(later, second, strict=True):
         np.testing.assert_array_equal(mine.mean_Cthw, theirs)
     assert tight.largest_batch((True, 9, 32, 40)) == 1  # remembered

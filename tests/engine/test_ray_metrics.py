@@ -20,7 +20,12 @@ pytestmark = pytest.mark.ray
 
 OF_RAY = {"Component", "NodeAddress", "SessionName", "Version", "WorkerId"}
 # Nothing of the kind happens in this build.
-ABSENT = {"lathe_storage_retries_total", "lathe_outage_seconds_total", "lathe_workers_lost_total"}
+ABSENT = {
+    "lathe_compile_seconds_total",
+    "lathe_storage_retries_total",
+    "lathe_outage_seconds_total",
+    "lathe_workers_lost_total",
+}
 
 
 def scraped(url, without=()):

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 import model
 from model import registry
+from model.vae import Pixels
 from model.weights import hash_weights
 from tests.model.conftest import FIXTURES
 from tests.model.diffusers_networks import TINY, noise
@@ -100,7 +101,9 @@ class Changed:
         state = self.module.state_dict(keep_vars=True)
         tensors = {key: tensor.requires_grad_() for key, tensor in state.items() if tensor.is_floating_point()}
         with torch.enable_grad():
-            mean, _, _ = self.vae._run_encoder(video(self.vae.spec), None, moments=False)
+            shown = video(self.vae.spec)
+            pixels = Pixels(1, shown.shape[2], (shown.shape[3], shown.shape[4]), lambda *_: shown)
+            mean, _, _ = self.vae._run_encoder(pixels, None, moments=False)
         derivatives = torch.autograd.grad(mean, list(tensors.values()), noise(*mean.shape, seed=2), allow_unused=True)
         for key in dict(self.module.named_buffers()).keys() & tensors.keys():
             tensors[key].requires_grad_(False)

@@ -5,24 +5,28 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.kernels.graphs import CAPACITY, EAGER_RUNS, IDLE_RUNS, StepGraphs
+from model.kernels.graphs import CAPACITY, EAGER_RUNS, IDLE_RUNS, StepGraphs, padded, rounded_batch
 
 
 class Recorder:
-    """Replaces CUDA: keeps copies of the inputs as a graph does, and replays the step on them."""
+    """Replaces CUDA: keeps padded copies of the inputs as a graph does, and replays the step on them. `batches`: those recorded."""
 
     def __init__(self):
-        self.recorded, self.replayed = 0, 0
+        self.recorded, self.replayed, self.batches = 0, 0, []
 
-    def __call__(self, step, tensors):
-        held = [tensor.clone() for tensor in tensors]
+    def __call__(self, step, tensors, batch):
+        held = [padded(tensor, batch) for tensor in tensors]
         self.recorded += 1
+        self.batches.append(batch)
 
         def replay(now):
             self.replayed += 1
+            rows = len(now[0])
             for mine, given in zip(held, now, strict=True):
-                mine.copy_(given)
-            return tuple(result.clone() for result in step(*held))
+                mine[:rows].copy_(given)
+                if mine.is_floating_point():
+                    mine[rows:].fill_(float("nan"))  # what an earlier step left is not for this one
+            return tuple(result[:rows].clone() for result in step(*held))
 
         return replay
 
@@ -45,10 +49,10 @@ def test_graphs_are_kept_by_name_shape_and_dtype():
     recorder = Recorder()
     graphs = StepGraphs(recorder)
     calls = [
-        ("double", double, torch.ones(2)),
-        ("double", double, torch.ones(3)),
-        ("double", double, torch.ones(2, dtype=torch.float64)),
-        ("negate", lambda x: (-x,), torch.ones(2)),
+        ("double", double, torch.ones(1, 2)),
+        ("double", double, torch.ones(1, 3)),
+        ("double", double, torch.ones(1, 2, dtype=torch.float64)),
+        ("negate", lambda x: (-x,), torch.ones(1, 2)),
     ]
     for _ in range(EAGER_RUNS + 2):
         for name, step, x in calls:
@@ -64,7 +68,7 @@ def test_only_idle_graphs_are_replaced():
 
     def use(*sizes):
         for size in sizes:
-            x = torch.ones(size)
+            x = torch.ones(1, size)
             assert torch.equal(graphs.run("double", double, (x,))[0], 2 * x)
 
     known = range(1, CAPACITY + 1)
@@ -83,6 +87,26 @@ def test_only_idle_graphs_are_replaced():
     assert recorder.replayed == replayed
     use(*known[1:], CAPACITY + 1)
     assert recorder.replayed == replayed + CAPACITY
+
+
+def test_batch_is_rounded_to_a_power_of_two_but_not_beyond_what_has_run():
+    assert [rounded_batch(batch, 64) for batch in (1, 2, 3, 5, 33, 64)] == [1, 2, 4, 8, 64, 64]
+    assert [rounded_batch(batch, 48) for batch in (16, 17, 33, 48)] == [16, 32, 48, 48]
+    assert rounded_batch(68, 0) == 68
+
+
+def test_steps_whose_batch_varies_replay_a_few_graphs():
+    recorder, generator = Recorder(), torch.Generator().manual_seed(0)
+    graphs, steps = StepGraphs(recorder), 200
+    batches = torch.randint(1, 49, (steps,), generator=generator).tolist()
+    for batch in [48, *batches]:  # a build runs its largest batch as soon as it may
+        x, y = torch.randn(batch, 3, generator=generator), torch.randn(batch, 2, generator=generator)
+        got = graphs.run("both", lambda x, y: (x + y[:, :1], 2 * y), (x, y))
+        assert torch.equal(got[0], x + y[:, :1])
+        assert torch.equal(got[1], 2 * y)
+    assert set(recorder.batches) <= {1, 2, 4, 8, 16, 32, 48}
+    assert recorder.recorded == len(graphs)  # none was replaced
+    assert recorder.replayed > 0.9 * steps
 
 
 def test_results_are_not_overwritten_by_the_next_step():
@@ -108,10 +132,10 @@ def test_out_of_memory_frees_all_graphs():
 def test_a_step_too_large_to_record_always_runs_eagerly():
     recorder, attempts = Recorder(), []
 
-    def record(step, tensors):
-        if len(tensors[0]) < 3:
-            return recorder(step, tensors)
-        attempts.append(len(tensors[0]))
+    def record(step, tensors, batch):
+        if batch < 3:
+            return recorder(step, tensors, batch)
+        attempts.append(batch)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     graphs = StepGraphs(record)
@@ -126,7 +150,7 @@ def test_a_step_too_large_to_record_always_runs_eagerly():
 
 
 def test_other_failures_of_a_recording_are_raised():
-    def record(step, tensors):
+    def record(step, tensors, batch):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     graphs = StepGraphs(record)
@@ -179,7 +203,7 @@ def test_a_step_that_never_fits_is_retried_once_if_graphs_were_held():
 
 
 def test_a_replay_that_runs_out_of_memory_falls_back_to_the_step():
-    def record(step, tensors):
+    def record(step, tensors, batch):
         def replay(now):
             raise torch.OutOfMemoryError("CUDA out of memory")
 

@@ -13,7 +13,6 @@ from model import kernels
 from model.colour import yuv_to_video
 from model.kernels import Kernels, convolve_norm, geglu, planes_to_rows
 from model.kernels.graphs import EAGER_RUNS, StepGraphs
-from model.leanvae.fast import coder, tokens
 from tests.model.test_kernel_graphs import Recorder
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -22,9 +21,8 @@ MATRICES = ["bt709", "bt601"]
 
 @pytest.fixture
 def references(monkeypatch):
-    """Fused networks on a CPU, with the kernels' references, processing whole grids as on a GPU."""
-    for module in (tokens, coder):
-        monkeypatch.setattr(module, "by_rows", lambda device: False)
+    """Fused networks on a CPU, with the kernels' references, over whole batches and chunks as on a GPU."""
+    monkeypatch.setattr("model.stepped_vae.by_rows", lambda device: False)
     own = Kernels(convolve_norm.reference, geglu.reference, planes_to_rows.reference)
     monkeypatch.setattr(kernels, "choose", lambda device, dtype, requested=None: requested or "fused")
     monkeypatch.setattr(kernels, "load", lambda backend: own if backend == "fused" else None)
@@ -54,7 +52,7 @@ def relative(got, want):
 
 @pytest.mark.parametrize("block", [8192, 5])
 def test_fused_layers_give_the_published_vectors(fused, golden, monkeypatch, block):
-    monkeypatch.setattr("model.leanvae.fast.fused.BLOCK", block)
+    monkeypatch.setattr("model.leanvae.fast.layers.BLOCK", block)
     assert fused.backend == "fused"
     assert "fused" in repr(fused)
     posterior, _ = fused.encode(golden["in/A"], moments=True)
@@ -80,7 +78,7 @@ def test_planes_and_float_video_agree(fused):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_low_precision_is_no_worse_than_plain(references, golden, dtype):
     fused = model.from_state_dict("leanvae", golden.config, golden.weights, dtype=dtype)
-    assert fused._encoder.pixel_dtype == torch.float16
+    assert fused.fused.encoder.pixel_dtype == torch.float16
     errors = {
         backend: relative(fused.with_backend(backend).encode(golden["in/A"])[0].mean, golden["out/A_z"])
         for backend in ("plain", "fused")
@@ -116,12 +114,32 @@ def test_recorded_steps_give_the_same_latents(fused):
         return everything
 
     want = latents()
-    fused._graphs = StepGraphs(recorder)
+    fused.fused.graphs = StepGraphs(recorder)
     for _ in range(EAGER_RUNS + 2):
         for got, expected in zip(latents(), want, strict=True):
             assert torch.equal(got, expected)
     assert recorder.replayed > 3 * recorder.recorded / 2 > 0
-    assert len(fused._graphs) <= 4
+    assert len(fused.fused.graphs) == recorder.recorded
+
+
+def test_rows_that_fill_up_a_recorded_batch_do_not_change_latents(fused):
+    """Three videos in the graph of four, whose other rows are NaN, have the bits that they have beside a fourth video."""
+    planes, recorder = planes_of(4, 9, 16, 24), Recorder()
+    matrices = [*MATRICES, *MATRICES]
+
+    def latents(batch):
+        first, state = fused.encode_planes(planes[:batch, :5], matrices[:batch])
+        rest, state = fused.encode_planes(planes[:batch, 5:], matrices[:batch], state)
+        return first.mean, rest.mean, *state.tensors
+
+    want = [tensor[:3] for tensor in latents(4)]
+    fused.fused.graphs = StepGraphs(recorder)
+    latents(4)
+    for _ in range(EAGER_RUNS):
+        got = latents(3)
+    assert recorder.batches == [4, 4]
+    assert recorder.replayed > 0
+    assert all(torch.equal(*pair) for pair in zip(got, want, strict=True))
 
 
 # ---- on a GPU -----------------------------------------------------------------------------------------------------------
@@ -167,7 +185,7 @@ def test_the_fused_network_on_the_gpu_agrees_with_the_plain_one(name):
             assert relative(torch.cat([first.mean, rest.mean], dim=2), whole) <= 2e-2
         assert relative(vae.decode(want)[0], exact.decode(want)[0]) <= 5e-2
     assert errors["fused"] < max(2 * errors["plain"], 2e-2), errors
-    assert len(fused._graphs) > 0
+    assert len(fused.fused.graphs) > 0
 
 
 @pytest.mark.gpu

@@ -5,6 +5,7 @@ If a network claims exactness, results must have the same bits; otherwise they m
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from functools import cache
 from itertools import islice, pairwise
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 import model
 from model.losslessness import ROUNDING, decode_chunked, encode_chunked, examine, first_frame_of, synthetic_video
 from tests.model.conftest import FIXTURES
+from tests.model.diffusers_networks import TINY
 
 pytestmark = pytest.mark.filterwarnings("error")
 # The first example of a strategy is its simplest, so simplest here means cut, batched, interleaved or permuted.
@@ -35,6 +37,8 @@ NETWORKS = {
     "ivvae": ("ivvae", "ivvae-tiny", {}),
 }
 everywhere = pytest.mark.parametrize("name", NETWORKS)
+# A lent machine may lack diffusers.
+ON_GPU = [*NETWORKS, *(["wan"] if importlib.util.find_spec("diffusers") is not None else [])]
 # interpolation in time is the decoder's
 both_ways = pytest.mark.parametrize(
     ("name", "direction"),
@@ -43,10 +47,12 @@ both_ways = pytest.mark.parametrize(
 
 
 @cache
-def network(name: str, dtype: torch.dtype = torch.float32) -> Any:
+def network(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
+    if name == "wan":
+        return model.load("diffusers", config=TINY["wan-2.1"], untrained=1, dtype=dtype, device=device)
     family, fixture, changes = NETWORKS[name]
     config = json.loads((FIXTURES / f"{fixture}.json").read_text())["config"]
-    return model.load(family, config={**config, **changes}, untrained=1, dtype=dtype)
+    return model.load(family, config={**config, **changes}, untrained=1, dtype=dtype, device=device)
 
 
 def claim(vae: Any, direction: str) -> str:
@@ -55,10 +61,10 @@ def claim(vae: Any, direction: str) -> str:
 
 @cache
 def material(
-    name: str, direction: str, seed: int, dtype: torch.dtype = torch.float32
+    name: str, direction: str, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Three inputs of a direction, and the whole result of each."""
-    vae = network(name, dtype)
+    vae = network(name, dtype, device)
     videos = synthetic_video(vae, seed, 3, GROUPS, 16, 24)
     latents = torch.cat([vae.encode(videos[b : b + 1])[0].mean for b in range(3)])
     if direction == "encode":
@@ -176,6 +182,23 @@ def test_low_precision_is_lossless_too(name, direction, dtype, ends):
     vae = network(name, dtype)
     inputs, alone = material(name, direction, 0, dtype)
     agree(vae, direction, run(vae, direction, inputs, ends), alone)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+@pytest.mark.parametrize("name", ON_GPU)
+def test_chunks_on_a_gpu_are_lossless_up_to_rounding(name, direction, dtype):
+    """Encoded chunks that replay CUDA graphs, where a network has them, as well."""
+    vae = network(name, dtype, "cuda")
+    inputs, alone = material(name, direction, 0, dtype, "cuda")
+    assert claim(vae, "encode") == "rounding"
+    for ends in 3 * ([1, 2, 3, ROWS], [2, ROWS]):
+        agree(vae, direction, run(vae, direction, inputs, ends), alone)
+    if dtype == torch.float32:
+        here = run(network(name), direction, inputs.cpu(), [ROWS])
+        assert (here - alone.cpu()).abs().max() <= 1e-4 * max(1.0, float(alone.abs().max()))
 
 
 @everywhere

@@ -1,5 +1,5 @@
-"""LeanVAE prepared for encoding in steps: equal to `model.leanvae.network` by test, bit-exact under chunking on a CPU.
+"""LeanVAE on fused GPU kernels (`model.kernels`), for 16-bit arithmetic on CUDA: its linear maps folded into fewer, its steps recorded.
 
-`coder` (encoder and decoder), `pixels` (frames in and out), `tokens` (NAF layers and their history), `folding` (wavelets and patches as
-one matrix), `fused` (the same on GPU kernels).
+`runner` (steps), `coder` (encoder and decoder), `layers` (NAF layers and their history), `pixels` (input of a step), `folding` (Haar
+transform and projection as one matrix). Equal to `model.leanvae.network` up to rounding, by test.
 """

@@ -146,6 +146,7 @@ class Build:
         finally:
             self._repeats.flush()
             self._report.wall_s = time.monotonic() - self._begun
+            self._report.compile_s = self._live.compile_s()
             self._report.encoder_s = self._up_time.seconds(time.monotonic())
             for shard_id, why in self._dispatcher.given_up.items():
                 shard = self._by_id[shard_id]  # names of shards in different folders may be the same
@@ -319,7 +320,7 @@ class Build:
     def _now(self) -> BuildProgress:
         report, total = self._report, self._bytes_total
         elapsed_s = time.monotonic() - self._begun
-        encoding_s = elapsed_s - report.startup_s if report.startup_s else 0.0
+        encoding_s = max(0.0, elapsed_s - report.startup_s - self._live.compile_s()) if report.startup_s else 0.0
         done = total - self._dispatcher.open_bytes + self._live.bytes_inside(self._dispatcher.running)
         frames = max(self._live.frames, report.counts.frames)
         return BuildProgress(

@@ -39,6 +39,8 @@ class Work:
     # Sources left to encode of which an older version with the same URI is finished: the bytes may be the same.
     touched: dict[SourceObject, list[ReceiptSummary]] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    # By another fingerprint: receipts with inputs of this run, if it encodes any.
+    others: dict[str, list[ReceiptSummary]] = field(default_factory=dict)
     taken_down: int = 0  # sources that are not encoded because a takedown names them
 
     def todo(self, config: StorageConfig) -> list[Shard]:
@@ -110,7 +112,7 @@ def find_work(
                 work.files.append(source)
     work.touched = _older_versions(ours, [*(shard.objects[0] for shard in work.tars), *work.files])
     work.notices += _format_notice(work, job.write.format)
-    work.notices += _other_settings_notice(work, summaries, fingerprint, listed)
+    work.others = _under_other_settings(work, summaries, fingerprint, listed)
     return work
 
 
@@ -174,16 +176,11 @@ def _format_notice(work: Work, container: str) -> list[str]:
     ]
 
 
-def _other_settings_notice(
+def _under_other_settings(
     work: Work, summaries: list[ReceiptSummary], fingerprint: str, listed: set[bytes]
-) -> list[str]:
-    others = Counter(
-        item.fingerprint
-        for item in summaries
-        if (work.tars or work.files) and item.fingerprint != fingerprint and not listed.isdisjoint(item.source_ids())
-    )
-    return [
-        f"{n} shards of these inputs were encoded before with other settings (fingerprint {other[:8]}, this run {fingerprint[:8]}); "
-        "they are encoded again in addition, see `lathe inspect` for both"
-        for other, n in sorted(others.items())
-    ]
+) -> dict[str, list[ReceiptSummary]]:
+    others: dict[str, list[ReceiptSummary]] = defaultdict(list)
+    for item in summaries if work.tars or work.files else ():
+        if item.fingerprint != fingerprint and not listed.isdisjoint(item.source_ids()):
+            others[item.fingerprint].append(item)
+    return others

@@ -14,8 +14,10 @@ from pipeline import encoder as encoder
 from pipeline.corpus import PassedOver, job_annotations
 from pipeline.engine.driver.budget import BuildPlan, Unlimited
 from pipeline.engine.driver.build import Build
+from pipeline.engine.driver.compile_choice import choose_compile
 from pipeline.engine.driver.coverage import Work, find_work, without_unchanged
 from pipeline.engine.driver.executor import Executor
+from pipeline.engine.driver.other_settings import other_settings_notices
 from pipeline.engine.driver.progress import Display, Silent
 from pipeline.engine.driver.reject_budget import budget_exceeded
 from pipeline.engine.driver.report import BuildReport
@@ -91,9 +93,13 @@ def _encode(job: EncodeJob, display: Display, control: Control, annotations: Ann
             executor.connect()
         device, dtype = executor.resolve_device()
         network = executor.network()
-        context = make_context(job, _rules(job, network.spec), network, device, dtype, ledger.layout)
+        plain = make_context(job, _rules(job, network.spec), network, device, dtype, ledger.layout)
+        of_receipts = {item.fingerprint for item in receipts}
+        here = not executor.joins
+        choice = choose_compile(plain, store, of_receipts, shards, executor.encoder_cores, encodes_here=here)
+        context = plain.as_compiled() if choice.on else plain
         work = _work(job, shards, receipts, context, store)
-        notices += work.notices
+        notices += [*work.notices, *other_settings_notices(work.others, store, context)]
         todo, before, reasons = work.todo(job.storage), work.before(), work.reasons()
         seen = bool(work.finished or work.touched)
         control.approve(BuildPlan(context.fingerprint, context.fingerprint_parts, shards, receipts, todo, seen))
@@ -103,6 +109,8 @@ def _encode(job: EncodeJob, display: Display, control: Control, annotations: Ann
             network=network.spec.network,
             untrained=bool(network.identity["untrained"]),
             device=device,
+            compiled=choice.on,
+            compile_reason=choice.reason,
             shards_total=len(todo) + len(work.finished),
             shards_before=len(work.finished),
             notices=notices,
@@ -113,7 +121,7 @@ def _encode(job: EncodeJob, display: Display, control: Control, annotations: Ann
         notices += _weights_notices(job.model.checkpoint, network.spec.network, network.identity, network.provenance)
         if todo:
             executor.connect()
-            notices += executor.notices()
+            notices += [*executor.notices(), choice.line]
         for text in notices:
             display.notice(text)
         summaries.save()

@@ -54,7 +54,7 @@ class Executor:
                     ScratchFolder().close()
 
     @property
-    def _joins(self) -> bool:
+    def joins(self) -> bool:
         """Whether encoders run on a cluster that exists already."""
         if self._job.engine.executor != "ray":
             return False
@@ -79,17 +79,24 @@ class Executor:
             ConfigError: CUDA was asked for, and this machine, which runs the encoders, has none.
         """
         config = self._job.model
-        if config.device == "auto" and self._joins:
+        if config.device == "auto" and self.joins:
             self.connect()  # only the cluster knows what `auto` means
         cluster = self._cluster
         cuda = cluster.gpus >= 1 if cluster is not None else encoder.cuda_available()
         device, dtype = encoder.resolve_device(config.device, config.compute_dtype, cuda=cuda)
         # A joined cluster may add GPU nodes when encoders ask for them.
-        if device.startswith("cuda") and not cuda and not self._joins:
+        if device.startswith("cuda") and not cuda and not self.joins:
             raise ConfigError(
                 f"model.device: {device} was asked for, and this machine has no CUDA device; use cpu or auto"
             )
         return device, dtype
+
+    def encoder_cores(self) -> float:
+        """CPU cores of all encoders together: of the cluster, or of this machine."""
+        if self.joins:
+            self.connect()
+            return float(self._cluster.cpus)
+        return float(os.cpu_count() or 1)
 
     def notices(self) -> list[str]:
         """Lines for the user about the cluster."""

@@ -74,6 +74,10 @@ class LiveCounts:
                     furthest[shard_id] = max(done, furthest.get(shard_id, 0))
         return sum(furthest.values())
 
+    def compile_s(self) -> float:
+        """Seconds that an encoder has spent compiling so far, on average: they say nothing of its rate."""
+        return sum(found.stats.compile_s for found in self._workers.values()) / max(1, len(self._workers))
+
     def activities(self) -> dict[str, Activity]:
         """What each worker with a pulse has done in the last one to two windows."""
         return {

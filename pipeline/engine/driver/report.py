@@ -41,6 +41,7 @@ class BuildReport:
     num_bytes: int = 0
     wall_s: float = 0.0
     startup_s: float = 0.0  # of the wall time, until the first encoder was up
+    compile_s: float = 0.0  # of the wall time, in which an encoder compiled its network, on average
     encoders: int = 0
     encoder_s: float = 0.0  # seconds that encoders were up, summed
     stopped: str | None = None  # the limit that ended the build before all shards were done
@@ -49,6 +50,8 @@ class BuildReport:
     notices: list[str] = field(default_factory=list)
     taken_down: int = 0  # inputs that are not encoded because a takedown names them
     passed_over: dict[str, Any] = field(default_factory=dict)  # objects in the inputs that are not encoded, by kind
+    compiled: bool = False  # steps of the network run through torch.compile
+    compile_reason: str = ""  # why, or why not
 
     @property
     def ok(self) -> bool:
@@ -62,8 +65,8 @@ class BuildReport:
 
     @property
     def frames_per_s(self) -> float:
-        """Pixel frames written per second of encoding, after the start-up."""
-        working_s = self.wall_s - self.startup_s
+        """Pixel frames written per second of encoding, after the start-up and without compiling."""
+        working_s = self.wall_s - self.startup_s - self.compile_s
         return self.counts.frames / working_s if working_s > 0 else 0.0
 
     def add(self, result: ShardResult, *, ours: bool) -> None:

@@ -19,6 +19,7 @@ SLOWEST = 16  # described, where there are more
 # What the time of an encode loop goes to, by field of `WorkerStats`.
 SHARES = {
     "encode": "encode_s",
+    "compile": "compile_s",
     "decode": "decode_wait_s",
     "fetch": "fetch_wait_s",
     "upload": "upload_wait_s",
@@ -30,7 +31,7 @@ SHARES = {
 class Activity:
     """A worker in the time between two pulses. `shares` of that time; what is missing to 1 is work between steps."""
 
-    doing: str  # encode, or what it waits for: decode, fetch, upload, idle; busy: anything else; starting: no two pulses yet
+    doing: str  # encode, compile, or what it waits for: decode, fetch, upload, idle; busy: anything else; starting: no two pulses yet
     shares: dict[str, float]
     frames_per_s: float
     video: str

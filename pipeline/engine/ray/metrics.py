@@ -43,6 +43,7 @@ SERIES = (
     Series("lathe_received_bytes_total", "counter", "Bytes received from storage by encoders.", "encoder"),
     Series("lathe_sent_bytes_total", "counter", "Bytes of files sent to storage.", "encoder"),
     Series("lathe_encode_seconds_total", "counter", "Time in the network.", "encoder"),
+    Series("lathe_compile_seconds_total", "counter", "Time in which steps of the network were compiled.", "encoder"),
     Series(
         "lathe_starved_seconds_total",
         "counter",
@@ -82,6 +83,7 @@ OF_WORKER = {
     "lathe_received_bytes_total": "bytes_in",
     "lathe_sent_bytes_total": "bytes_out",
     "lathe_encode_seconds_total": "encode_s",
+    "lathe_compile_seconds_total": "compile_s",
     "lathe_encode_steps_total": "steps",
     "lathe_encode_chunks_total": "batched",
     "lathe_encode_slots_total": "slots",

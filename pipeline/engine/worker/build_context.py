@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,17 @@ class BuildContext:
     fingerprint: str
     build: str  # random; names of this build's attempts start with it
     layout: Layout  # names of the output's objects
+
+    @property
+    def compiled(self) -> bool:
+        """Whether steps of the network run through `torch.compile`."""
+        return bool(self.identity.get("compiled", False))
+
+    def as_compiled(self) -> BuildContext:
+        """The same build with a compiled network: another fingerprint, since it gives other bits."""
+        identity = {**self.identity, "compiled": True}
+        parts = {**self.fingerprint_parts, "encoder": identity}
+        return replace(self, identity=identity, fingerprint_parts=parts, fingerprint=stable_hash(parts))
 
     def file_metadata(self) -> dict[str, Any]:
         """Metadata of a data file about its build. The writer adds format, bucket, dtype and constants."""

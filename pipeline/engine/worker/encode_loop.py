@@ -29,9 +29,9 @@ from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Reject, VideoE
 from pipeline.storage import mark_reached, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
-    from pipeline.encoder import Encoded, Encoder, Launched
+    from pipeline.encoder import Encoded, Encoder
     from pipeline.engine.decoders.lanes import Lanes
     from pipeline.engine.worker.blamed_video import BlamedVideo
     from pipeline.engine.worker.build_context import BuildContext
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pipeline.engine.worker.worker_stats import WorkerStats
     from pipeline.records import Sample, Shard
 
+COMPILING_S = 1800.0
 CLOSE_S = 15.0  # for attempts to delete their files when the loop is closed
 
 
@@ -63,6 +64,8 @@ class EncodeLoop:
         self._context, self._member_names = context, job.member_rule.latents
         self._encoder = encoder
         self._record = record
+        # A compiler shows no progress but time; beyond this much in all, a compiler that hangs is found by `engine.hang_s`.
+        self._progress.watch(lambda: int(min(encoder.compile_s(), COMPILING_S)))
         mark_reached(
             job.storage
         )  # the driver has reached it: if it cannot be reached from here, that is an outage, not a wrong address
@@ -73,7 +76,8 @@ class EncodeLoop:
         self._videos: dict[tuple[ShardAttempt, int], OpenVideo] = {}
         self._lock = threading.Lock()
         self._batcher = Batcher(encoder.largest_batch)
-        self._in_flight: tuple[list[tuple[ClipRun, FrameChunk]], Launched] | None = None  # the step in the network
+        # The step in the network, without its states: a clip whose state this kept would keep two.
+        self._in_flight: tuple[list[tuple[ClipRun, FrameChunk]], Callable[[], list[Encoded]]] | None = None
         self._feed = Feed(
             lanes,
             self,
@@ -124,7 +128,7 @@ class EncodeLoop:
 
     def live_stats(self) -> WorkerStats:
         """The numbers as they are now. May be called from any thread."""
-        return self._counts.now(self._progress.value, self._encoder.device_bytes())
+        return self._counts.now(self._progress.value, self._encoder.device_bytes(), self._encoder.compile_s())
 
     def next_sample(self) -> tuple[ShardAttempt, Sample] | None:
         """For the feed: samples of the oldest attempt first."""
@@ -253,17 +257,18 @@ class EncodeLoop:
         if self._in_flight is not None and (batch[0][0].apart, self._in_flight[0][0][0].apart) != (None, None):
             self._finish_step()  # an error of the device may belong to the step before
         self._record_step(batch)
-        begun = time.monotonic()
+        begun, compiled_s = time.monotonic(), self._encoder.compile_s()
         launched = self._encoder.launch([chunk for _, chunk in batch], [run.state for run, _ in batch])
         for (run, _), state in zip(batch, launched.states, strict=True):
             run.state = state
         self._charge(batch, time.monotonic() - begun)
+        self.stats.encode_s -= self._encoder.compile_s() - compiled_s
         self.stats.steps += 1
         self.stats.batched += len(batch)
         self.stats.slots += max(len(batch), self._encoder.largest_batch(batch[0][1].shape))
         if self._in_flight is not None:
             self._finish_step()
-        self._in_flight = batch, launched
+        self._in_flight = batch, launched.results
         self._record_step()
 
     def _record_step(self, batch: Sequence[tuple[ClipRun, FrameChunk]] = ()) -> None:
@@ -284,9 +289,9 @@ class EncodeLoop:
         """Waits for the step in flight and stores its latents."""
         if self._in_flight is None:
             return
-        (batch, launched), self._in_flight = self._in_flight, None
+        (batch, results_of), self._in_flight = self._in_flight, None
         begun = time.monotonic()
-        results = launched.results()
+        results = results_of()
         self._charge(batch, time.monotonic() - begun)
         self._progress.add()
         for (run, chunk), encoded in zip(batch, results, strict=True):

@@ -40,7 +40,7 @@ class LoopCounts:
             received, sent = self._bytes_before
             self._bytes_before = received + attempt.bytes_in, sent + attempt.bytes_out
 
-    def now(self, progress: int, device_bytes: int) -> WorkerStats:
+    def now(self, progress: int, device_bytes: int, compile_s: float) -> WorkerStats:
         """The numbers as they are now."""
         with self._guard:
             attempts, (received, sent) = list(self._attempts), self._bytes_before
@@ -54,6 +54,7 @@ class LoopCounts:
             bytes_out=sent,
             storage_retries=retries(),
             device_bytes=device_bytes,
+            compile_s=compile_s,
         )
 
     def waited(self, seconds: float, attempts: Sequence[ShardAttempt], feed: Feed) -> None:

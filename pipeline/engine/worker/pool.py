@@ -130,7 +130,8 @@ def make_encoder(context: BuildContext, threads: int | None) -> Encoder:
     """Loads the network of a build on its device. Slow. Raises what `Encoder` raises."""
     job, device, dtype = context.job, context.device, context.compute_dtype
     stored: dict[str, Any] = {"moments": job.write.moments, "conditions": I2V_COND in job.write.store}
-    return Encoder(job.model, device, dtype, **stored, threads=threads, batch=job.engine.batch)
+    sizes: dict[str, Any] = {"batch": job.engine.batch, "state_bytes": job.engine.state_bytes}
+    return Encoder(job.model, device, dtype, **stored, **sizes, threads=threads, compiled=context.compiled)
 
 
 class InlinePool:

@@ -15,7 +15,8 @@ class WorkerStats:
     steps: int = 0
     batched: int = 0  # chunks over all steps; divided by steps it is the mean batch
     slots: int = 0  # chunks that these steps could have held
-    encode_s: float = 0.0
+    encode_s: float = 0.0  # in the network, without compiling
+    compile_s: float = 0.0  # compiling its steps; grows while one is being compiled
     # Seconds without a chunk to encode, by what was waited for.
     decode_wait_s: float = 0.0
     fetch_wait_s: float = 0.0

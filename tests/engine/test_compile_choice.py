@@ -1,0 +1,163 @@
+"""Whether a build compiles its network: estimated once for an output, recorded there and followed; what contradicts it is refused."""
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline.engine.driver.compile_choice import choose_compile
+from pipeline.errors import ConfigError, OutputError
+from pipeline.format.layout import compile_key
+from pipeline.records import Shard, SourceObject
+from pipeline.storage.local import LocalStore
+from tests.engine.attempts import context_of
+
+SMALL, LARGE = 10, 1_000_000  # videos
+
+
+def context(tmp_path, *overrides, **values):
+    made = context_of(tmp_path, tmp_path / "out", *overrides)
+    spec = {**made.spec, "network": "leanvae", **values.pop("spec", {})}
+    return replace(made, spec=spec, **values)
+
+
+def videos(number):
+    return [
+        Shard("files", "a", tuple(SourceObject(f"/{n}.mp4", 2_000_000, "e") for n in range(min(number, 100))))
+    ] * max(1, number // 100)
+
+
+def choose(plain, number=SMALL, *, store=None, of_receipts=(), cores=2.0, here=True):
+    store = store or LocalStore(plain.job.output)
+    return choose_compile(plain, store, of_receipts, videos(number), lambda: cores, encodes_here=here)
+
+
+@pytest.fixture
+def without_compiler(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+
+
+@pytest.fixture(autouse=True)
+def with_compiler(monkeypatch):
+    monkeypatch.setenv("CXX", "true")  # found; nothing is compiled here
+
+
+def test_few_inputs_are_not_compiled_and_many_are(tmp_path):
+    few, many = choose(context(tmp_path)), choose(context(tmp_path, "write.dtype=float16"), LARGE)
+    assert (few.on, many.on) == (False, True)
+    assert few.line == "compile: off, about 1,000 frames of 1 size are too few: it would take about 60 s and save 0 s"
+    assert many.line.startswith(
+        "compile: on, about 100,000,000 frames of 1 size: it takes about 60 s for each encoder and saves "
+    )
+
+
+def test_every_frame_size_is_compiled_so_that_many_buckets_need_more_inputs(tmp_path):
+    enough = 500_000
+    sizes = ",".join(f"{32 + 8 * n}x32" for n in range(30))
+    assert choose(context(tmp_path), enough).on
+    assert "2 sizes" in choose(context(tmp_path, "clips.size=32x32,64x32"), enough).reason
+    many = choose(context(tmp_path, f"clips.size={sizes}"), 100_000)
+    assert not many.on
+    assert "30 sizes are too few: it would take about 1800 s" in many.reason
+    assert "8 sizes" in choose(context(tmp_path, "clips.size=area:32x32"), enough).reason
+
+
+def test_slower_sampling_gives_fewer_frames(tmp_path):
+    assert "about 160 frames" in choose(context(tmp_path, "clips.fps=4")).reason
+
+
+def test_more_cores_save_less_time(tmp_path):
+    assert choose(context(tmp_path), LARGE, cores=2).on
+    assert not choose(context(tmp_path, "write.dtype=float16"), LARGE, cores=4000).on
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"device": "cuda"}, "its gain on GPUs is not known yet"),
+        ({"spec": {"chunking": "none"}}, "each length of its whole clips would be compiled"),
+        ({"spec": {"network": "wan-2.1"}}, "wan-2.1 is a network of diffusers, which is not compiled"),
+    ],
+)
+def test_auto_never_compiles_where_it_cannot_know_that_it_pays(tmp_path, values, reason):
+    assert choose(context(tmp_path, **values), LARGE).line.startswith(f"compile: off, {reason}")
+
+
+def test_networks_of_diffusers_refuse_on(tmp_path):
+    plain = context(tmp_path, "engine.compile=on", spec={"network": "wan-2.1"})
+    with pytest.raises(ConfigError, match=r"engine\.compile: got on, and wan-2\.1 is a network of diffusers"):
+        choose(plain)
+
+
+def test_the_first_choice_holds_for_later_builds_of_other_sizes(tmp_path):
+    plain = context(tmp_path)
+    assert choose(plain, LARGE).on
+    assert choose(plain, SMALL).line == "compile: on, as the latents of this output"
+    other = context(tmp_path, "write.dtype=float16")
+    assert not choose(other, SMALL).on, "other settings are other latents, with a choice of their own"
+    assert choose(other, LARGE).line.startswith(
+        "compile: off, as the latents of this output; another output would be compiled, about 100,000,000 frames"
+    )
+
+
+@pytest.mark.parametrize(("first", "second"), [("on", "off"), ("off", "on")])
+def test_another_explicit_choice_is_refused_and_both_are_named(tmp_path, first, second):
+    asked = context(tmp_path, f"engine.compile={first}")
+    assert choose(asked).line == f"compile: {first}, engine.compile={first}"
+    with pytest.raises(
+        ConfigError, match=f"{second} was asked for, and the latents of .* are made with {first}; the two differ"
+    ):
+        choose(context(tmp_path, f"engine.compile={second}"))
+    assert choose(asked).on is choose(context(tmp_path)).on is (first == "on")
+
+
+def test_receipts_tell_where_the_record_is_missing(tmp_path):
+    plain = context(tmp_path)
+    assert not choose(plain, LARGE, of_receipts={plain.fingerprint}).on
+    assert choose(plain, SMALL, of_receipts={plain.as_compiled().fingerprint}).on
+
+
+class RacingStore(LocalStore):
+    """An output in which another build records its choice just before this one."""
+
+    def put_if_absent(self, key, data):
+        super().put_if_absent(key, data.replace(b"true", b"false"))
+        return super().put_if_absent(key, data)
+
+
+def test_of_two_first_builds_at_once_the_second_follows_the_first(tmp_path):
+    store = RacingStore(str(tmp_path / "out"))
+    assert choose(context(tmp_path), LARGE, store=store).line.startswith("compile: off, as the latents of this output")
+    other = context(tmp_path, "write.dtype=float16", "engine.compile=on")
+    with pytest.raises(ConfigError, match=r"on was asked for.* are made with off"):
+        choose(other, store=store)
+
+
+def test_without_a_compiler_auto_is_off_and_on_is_refused(tmp_path, without_compiler):
+    assert choose(context(tmp_path), LARGE).line == (
+        "compile: off, no C++ compiler was found (no-such-compiler); install no-such-compiler"
+    )
+    asked = context(tmp_path, "engine.compile=on", "write.dtype=float16")
+    with pytest.raises(ConfigError, match=r"engine\.compile: no C\+\+ compiler was found"):
+        choose(asked)
+    assert choose(asked, here=False).on, "encoders of a cluster look for themselves"
+
+
+def test_an_output_of_compiled_latents_needs_a_compiler(tmp_path, without_compiler):
+    plain = context(tmp_path)
+    with pytest.raises(ConfigError, match=r"no C\+\+ compiler was found .* holds latents of a compiled network"):
+        choose(plain, of_receipts={plain.as_compiled().fingerprint})
+
+
+def test_a_foreign_record_is_refused(tmp_path):
+    plain, store = context(tmp_path), LocalStore(str(tmp_path / "out"))
+    store.write(compile_key(plain.fingerprint), b"nonsense")
+    with pytest.raises(OutputError, match=r"is not a record of engine\.compile"):
+        choose(plain)
+
+
+def test_compiled_and_plain_latents_have_different_fingerprints(tmp_path):
+    plain = context(tmp_path)
+    compiled = plain.as_compiled()
+    assert compiled.fingerprint != plain.fingerprint
+    assert (plain.compiled, compiled.compiled) == (False, True)
+    assert compiled.fingerprint_parts["encoder"] == compiled.identity == {**plain.identity, "compiled": True}
