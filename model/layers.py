@@ -39,15 +39,37 @@ def no_autocast(x: torch.Tensor) -> AbstractContextManager[Any]:
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
+def own_autocast(layer: nn.Module, x: torch.Tensor) -> AbstractContextManager[Any]:
+    """Within: no autocast if the layer's attribute `full_precision` is true, else the caller's."""
+    return no_autocast(x) if layer.full_precision else nullcontext()
+
+
 def for_weights(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """`x` in the type of a layer's weights where that is shorter: a network whose weights have 16 bits multiplies in 16 bits."""
     return x.to(weight.dtype) if weight.dtype.itemsize < x.dtype.itemsize else x
 
 
-def run(blocks: Iterable[nn.Module], x: torch.Tensor, *, recompute: bool) -> torch.Tensor:
-    """Blocks in turn; with `recompute` each keeps only its input and runs again in the backward pass."""
+def set_products(layer: nn.Module, dtype: torch.dtype) -> None:
+    """Casts a network in place for products in `dtype`: weights of convolutions and linear maps, except in layers (and all within them)
+    whose attribute `full_precision` is true. All other floating-point tensors become at least float32.
+    """
+    layer.to(torch.promote_types(dtype, torch.float32))
+    _cast_products(layer, dtype)
+
+
+def _cast_products(layer: nn.Module, dtype: torch.dtype) -> None:
+    if getattr(layer, "full_precision", False):
+        return
+    if isinstance(layer, nn.Conv2d | nn.Conv3d | nn.Linear):
+        layer.to(dtype)
+    for part in layer.children():
+        _cast_products(part, dtype)
+
+
+def run(blocks: Iterable[nn.Module], x: torch.Tensor, *arguments: Any, recompute: bool) -> torch.Tensor:
+    """`block(x, ...)` of the blocks in turn; with `recompute` each keeps only its input and runs again in the backward pass."""
     for block in blocks:
-        x = recomputed(recompute, block, x)
+        x = recomputed(recompute, block, x, *arguments)
     return x
 
 

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.layers import COLOURS, at_least_float32, for_weights, no_autocast, per_frame, recomputed, without_autocast
+from model.history import WHOLE, History
+from model.layers import COLOURS, at_least_float32, no_autocast, own_autocast, per_frame, recomputed, without_autocast
 from model.wfvae.facts import GROUPS
 from model.wfvae.wavelets import PLANE_BANDS, VOLUME_BANDS, default_filter
 
@@ -60,30 +61,43 @@ def activated(x_BCTHW: torch.Tensor, norm: nn.Module, *, each_frame: bool = Fals
 
 
 class CausalConv3d(nn.Module):
-    """Convolution over frames: two copies of the first frame in front, zero padding in space. A 1x1x1 kernel sees no past."""
+    """Convolution over frames, zero padding in space (none with a stride). Before the first frame it sees copies of it.
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int = 3) -> None:
+    `full_precision`: products stay in at least float32.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int = 3, *, stride: int = 1, full_precision: bool = False
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(in_channels, out_channels, kernel)
+        padding = kernel // 2 if stride == 1 else 0
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride, (0, padding, padding))
+        self.past, self.full_precision = kernel - stride, full_precision
 
-    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """`B C T H W` -> as many frames of the same size."""
-        conv = self.conv
-        x_BCTHW = for_weights(x_BCTHW, conv.weight)
-        if conv.kernel_size[0] == 1:
-            return F.conv3d(x_BCTHW, conv.weight, conv.bias)
-        return F.conv3d(repeat_first(x_BCTHW, 2), conv.weight, conv.bias, padding=(0, 1, 1))
+    def forward(self, x_BCTHW: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
+        """`B C T H W` -> as many frames of the same size; with stride 2 `(T+1)/2` frames at the start of a video, then `T/2`."""
+        with own_autocast(self, x_BCTHW):
+            x_BCTHW = x_BCTHW.to(self.conv.weight.dtype)
+            if self.past:
+                x_BCTHW = history.extend(x_BCTHW, self.past, axis=2, start="first")
+            if history.first:
+                x_BCTHW = repeat_first(x_BCTHW, self.conv.stride[0] - 1)
+            return cast("torch.Tensor", self.conv(x_BCTHW))
 
 
 class FrameConv(nn.Conv2d):
-    """Convolution of each frame, zero padding."""
+    """Convolution of each frame, zero padding (none with a stride). `full_precision`: products stay in at least float32."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int = 3) -> None:
-        super().__init__(in_channels, out_channels, kernel, padding=kernel // 2)
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int = 3, *, stride: int = 1, full_precision: bool = False
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel, stride, kernel // 2 if stride == 1 else 0)
+        self.full_precision = full_precision
 
-    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """`B C T H W` -> as many frames of the same size."""
-        return per_frame(super().forward, for_weights(x_BCTHW, self.weight))
+    def forward(self, x_BCTHW: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
+        """`B C T H W` -> as many frames."""
+        with own_autocast(self, x_BCTHW):
+            return per_frame(super().forward, x_BCTHW.to(self.weight.dtype))
 
 
 class Residual(nn.Module):
@@ -97,10 +111,10 @@ class Residual(nn.Module):
         self.norm2, self.conv2 = normaliser(norm, out_channels), conv(out_channels, out_channels)
         self.nin_shortcut = conv(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_BCTHW: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
         """`B C T H W` -> the same with `out_channels`."""
-        h = self.conv1(activated(x_BCTHW, self.norm1, each_frame=self.each_frame))
-        h = self.conv2(activated(h, self.norm2, each_frame=self.each_frame))
+        h = self.conv1(activated(x_BCTHW, self.norm1, each_frame=self.each_frame), history)
+        h = self.conv2(activated(h, self.norm2, each_frame=self.each_frame), history)
         return at_least_float32(x_BCTHW if self.nin_shortcut is None else self.nin_shortcut(x_BCTHW)) + h
 
 
@@ -113,7 +127,7 @@ class Attention(nn.Module):
         self.norm = normaliser(norm, channels)
         self.q, self.k, self.v, self.proj_out = (CausalConv3d(channels, channels, 1) for _ in range(4))
 
-    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_BCTHW: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
         """`B C T H W` -> `B C T H W`."""
         h = normed(x_BCTHW, self.norm)
         q, k, v = (self._tokens(conv(h)) for conv in (self.q, self.k, self.v))
@@ -133,15 +147,12 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, *, over_time: bool) -> None:
         super().__init__()
-        self.conv = CausalConv3d(channels, channels) if over_time else nn.Conv2d(channels, channels, 3)
+        conv = CausalConv3d if over_time else FrameConv
+        self.conv = conv(channels, channels, stride=2)
 
-    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """`B C T H W` -> `B C T H/2 W/2`, or with `(T+1)/2` frames."""
-        conv = self.conv.conv if isinstance(self.conv, CausalConv3d) else self.conv
-        padded, weight, bias = F.pad(for_weights(x_BCTHW, conv.weight), (0, 1, 0, 1)), conv.weight, conv.bias
-        if isinstance(self.conv, CausalConv3d):
-            return F.conv3d(repeat_first(padded, 2), weight, bias, stride=2)
-        return per_frame(lambda x_NCHW: F.conv2d(x_NCHW, weight, bias, stride=2), padded)
+    def forward(self, x_BCTHW: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
+        """`B C T H W` -> `B C T H/2 W/2`, or with the frames of `CausalConv3d`."""
+        return cast("torch.Tensor", self.conv(F.pad(x_BCTHW, (0, 1, 0, 1)), history))
 
 
 class Upsample(nn.Module):
@@ -152,16 +163,31 @@ class Upsample(nn.Module):
         self.interpolation = interpolation
         self.conv = CausalConv3d(channels, channels) if over_time else FrameConv(channels, channels)
 
-    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """`B C T H W` -> `B C T 2H 2W`, or with `2T-1` frames."""
+    def forward(self, x_BCTHW: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
+        """`B C T H W` -> `B C T 2H 2W`, or with the frames of `_doubled`."""
         if isinstance(self.conv, FrameConv):
             return self.conv(per_frame(lambda x_NCHW: F.interpolate(x_NCHW, scale_factor=2.0), x_BCTHW))
-        x_BCTHW = at_least_float32(x_BCTHW)
-        if x_BCTHW.shape[2] > 1:
-            rest = F.interpolate(x_BCTHW[:, :, 1:], scale_factor=(2.0, 1.0, 1.0), mode=self.interpolation)
-            x_BCTHW = torch.cat([x_BCTHW[:, :, :1], rest], dim=2)
-        larger = per_frame(lambda x_NCHW: F.interpolate(x_NCHW, scale_factor=2.0, mode="bilinear"), x_BCTHW)
-        return cast("torch.Tensor", self.conv(larger))
+        doubled = self._doubled(at_least_float32(x_BCTHW), history)
+        larger = per_frame(lambda x_NCHW: F.interpolate(x_NCHW, scale_factor=2.0, mode="bilinear"), doubled)
+        return cast("torch.Tensor", self.conv(larger, history))
+
+    def _doubled(self, x_BCTHW: torch.Tensor, history: History) -> torch.Tensor:
+        """Frame 0 once, the others twice: `2T-1` frames, of later steps `2T`.
+
+        Linear interpolation needs the next frame, so every step but the last returns one frame less, and the next one begins with it.
+        """
+        frames, returned = x_BCTHW[:, :, int(history.first) :], 0
+        if self.interpolation == "trilinear":
+            held = history.take()
+            if held is not None:
+                frames, returned = torch.cat([held, frames], dim=2), held.shape[2]
+            history.keep(frames[:, :, -1:])
+        if not frames.shape[2]:
+            return x_BCTHW
+        doubled = F.interpolate(frames, scale_factor=(2.0, 1.0, 1.0), mode=self.interpolation)
+        held_back = int(self.interpolation == "trilinear" and not history.last)
+        doubled = doubled[:, :, returned : doubled.shape[2] - held_back]
+        return torch.cat([x_BCTHW[:, :, :1], doubled], dim=2) if history.first else doubled
 
 
 class Analysis(nn.Module):
@@ -176,11 +202,11 @@ class Analysis(nn.Module):
             else:
                 self.register_buffer(name, default_filter(f"wavelet_transform.{name}"))
 
-    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_BCTHW: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
         """`B 3 T H W` -> bands `B 24 T' H/2 W/2`, or of each frame `B 12 T H/2 W/2`. Channel = 3 * band + colour."""
         if self.over_time:
             kernel = torch.cat([self.get_buffer(f"{name}_conv.conv.weight") for name in VOLUME_BANDS])
-            x_BCTHW = repeat_first(x_BCTHW, 1)
+            x_BCTHW = repeat_first(x_BCTHW, int(history.first))  # frames are then read in pairs: none is kept
         else:
             kernel = torch.cat([self.get_buffer(name) for name in PLANE_BANDS])[:, :, None]
         with no_autocast(x_BCTHW):  # coefficients would lose bits in bfloat16
@@ -207,21 +233,28 @@ class Synthesis(nn.Module):
         for name in VOLUME_BANDS if over_time else PLANE_BANDS:
             self.register_buffer(name, default_filter(f"wavelet_transform.{name}"))
 
-    def forward(self, bands_BCTHW: torch.Tensor) -> torch.Tensor:
+    def forward(self, bands_BCTHW: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
         """Bands -> `B 3 T H W`."""
         kernel = torch.cat([self.get_buffer(name) for name in (VOLUME_BANDS if self.over_time else PLANE_BANDS)])
         kernel = kernel if self.over_time else kernel[:, :, None]
         colours = at_least_float32(bands_BCTHW).unflatten(1, (-1, COLOURS)).transpose(1, 2).flatten(0, 1)
         with no_autocast(bands_BCTHW):
             image = F.conv_transpose3d(colours, kernel.to(colours), stride=kernel.shape[2:])
-        return image.unflatten(0, (-1, COLOURS)).squeeze(2)[:, :, int(self.over_time) :]
+        return image.unflatten(0, (-1, COLOURS)).squeeze(2)[:, :, int(self.over_time and history.first) :]
 
 
 def repeat_first(x_BCTHW: torch.Tensor, copies: int) -> torch.Tensor:
     """Repeats the first frame in front."""
-    return torch.cat([x_BCTHW[:, :, :1]] * copies + [x_BCTHW], dim=2)
+    return torch.cat([x_BCTHW[:, :, :1]] * copies + [x_BCTHW], dim=2) if copies else x_BCTHW
 
 
-def add_low(bands_BCTHW: torch.Tensor, image_BCTHW: torch.Tensor) -> torch.Tensor:
-    """Adds the image of the level below to the low band (equation 2)."""
-    return torch.cat([bands_BCTHW[:, :COLOURS] + image_BCTHW, bands_BCTHW[:, COLOURS:]], dim=1)
+def add_low(bands_BCTHW: torch.Tensor, image_BCTHW: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
+    """Adds the image of the level below to the low band (equation 2).
+
+    Between steps images wait for the bands, which are late by the frames that interpolation holds back.
+    """
+    waiting, frames = history.take(), bands_BCTHW.shape[2]
+    image_BCTHW = image_BCTHW if waiting is None else torch.cat([waiting, image_BCTHW], dim=2)
+    history.keep(image_BCTHW[:, :, frames:])
+    low = bands_BCTHW[:, :COLOURS] + image_BCTHW[:, :, :frames]
+    return torch.cat([low, bands_BCTHW[:, COLOURS:]], dim=1)

@@ -1,7 +1,7 @@
 """WF-VAE as its authors define it: an energy flow of wavelet bands beside a causal backbone (arXiv 2411.17459, section 3.2).
 
 Video `B 3 T H W` in [-1, 1], T = 4n+1 (8n+1 for 8x8x8; one frame is an image) -> posterior `B d t h w` -> video. Modules and parameters
-have their published names. Training trains this network; `model/wfvae/fast` is made of its parameters and equal to it by test.
+have their published names. A video may come in steps, with a `History` of each.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from model import inputs
-from model.layers import COLOURS, run, without_autocast
+from model.history import WHOLE, History
+from model.layers import COLOURS, run, set_products
 from model.posterior import LOGVAR_RANGE, Posterior
 from model.reconstruction import Coefficients, Reconstruction
 from model.registry import complete, spec
@@ -87,32 +88,30 @@ class Encoder(nn.Module):
         self.wavelet_transform_l1 = Analysis(over_time=config.time8x)
         self.wavelet_transform_l2 = Analysis(over_time=True)
         self.down1 = nn.Sequential(
-            FrameConv(24, c),
+            FrameConv(24, c, full_precision=True),
             *(Residual(c, c, norm, over_time=False) for _ in blocks),
             Downsample(c, over_time=config.time8x),
         )
-        self.connect_l1 = FrameConv(24 if config.time8x else 12, e)
+        self.connect_l1 = FrameConv(24 if config.time8x else 12, e, full_precision=True)
         self.down2 = nn.Sequential(
             FrameConv(c + e, 2 * c), *(Residual(2 * c, 2 * c, norm) for _ in blocks), Downsample(2 * c, over_time=True)
         )
-        self.connect_l2 = FrameConv(24, e)
+        self.connect_l2 = FrameConv(24, e, full_precision=True)
         self.mid = config.middle(4 * c, 2 * c + e, 4 * c)
         self.norm_out = normaliser(norm, 4 * c)
-        self.conv_out = CausalConv3d(4 * c, 2 * config.latent_dim)
+        self.conv_out = CausalConv3d(4 * c, 2 * config.latent_dim, full_precision=True)
 
-    def forward(self, video_BCTHW: torch.Tensor, *, recompute: bool = False) -> tuple[torch.Tensor, Bands]:
+    def forward(
+        self, video_BCTHW: torch.Tensor, history: History = WHOLE, *, recompute: bool = False
+    ) -> tuple[torch.Tensor, Bands]:
         """Mean and log-variance as channels `B 2d t h w`, and the bands that the energy flow reads at the second and third level."""
-        bands1 = self.wavelet_transform_in(video_BCTHW)
-        bands2 = self.wavelet_transform_l1(bands1[:, :COLOURS])
-        bands3 = self.wavelet_transform_l2(bands2[:, :COLOURS])
-        h = without_autocast(self.down1[0], bands1)
-        h = run(list(self.down1)[1:-1], h, recompute=recompute)
-        h = self.down1[-1](h)
-        h = self.down2[0](torch.cat([h, without_autocast(self.connect_l1, bands2)], dim=1))
-        h = run(list(self.down2)[1:-1], h, recompute=recompute)
-        h = self.down2[-1](h)
-        h = run(self.mid, torch.cat([h, without_autocast(self.connect_l2, bands3)], dim=1), recompute=recompute)
-        return without_autocast(self.conv_out, activated(h, self.norm_out)), (bands2, bands3)
+        bands1 = self.wavelet_transform_in(video_BCTHW, history)
+        bands2 = self.wavelet_transform_l1(bands1[:, :COLOURS], history)
+        bands3 = self.wavelet_transform_l2(bands2[:, :COLOURS], history)
+        h = run(self.down1, bands1, history, recompute=recompute)
+        h = run(self.down2, torch.cat([h, self.connect_l1(bands2)], dim=1), history, recompute=recompute)
+        h = run(self.mid, torch.cat([h, self.connect_l2(bands3)], dim=1), history, recompute=recompute)
+        return self.conv_out(activated(h, self.norm_out), history), (bands2, bands3)
 
 
 class Decoder(nn.Module):
@@ -124,9 +123,9 @@ class Decoder(nn.Module):
         blocks, how = config.decoder_num_resblocks, config.t_interpolation
         flow = range(config.connect_res_layer_num)
         self.width = 4 * c
-        self.conv_in = CausalConv3d(config.latent_dim, 4 * c)
+        self.conv_in = CausalConv3d(config.latent_dim, 4 * c, full_precision=True)
         self.mid = config.middle(4 * c, 4 * c, 4 * c + e)
-        self.connect_l2 = nn.Sequential(*(Residual(e, e, norm) for _ in flow), FrameConv(e, 24))
+        self.connect_l2 = nn.Sequential(*(Residual(e, e, norm) for _ in flow), FrameConv(e, 24, full_precision=True))
         self.inverse_wavelet_transform_l2 = Synthesis(over_time=True)
         self.up2 = nn.Sequential(
             *(Residual(4 * c, 4 * c, norm) for _ in range(blocks)),
@@ -134,7 +133,7 @@ class Decoder(nn.Module):
             Residual(4 * c, 4 * c + e, norm),
         )
         self.connect_l1 = nn.Sequential(
-            *(Residual(e, e, norm) for _ in flow), FrameConv(e, 24 if config.time8x else 12)
+            *(Residual(e, e, norm) for _ in flow), FrameConv(e, 24 if config.time8x else 12, full_precision=True)
         )
         self.inverse_wavelet_transform_l1 = Synthesis(over_time=config.time8x)
         self.up1 = nn.Sequential(
@@ -144,25 +143,23 @@ class Decoder(nn.Module):
         )
         self.layer = nn.Sequential(Residual(2 * c, c, norm), Residual(c, c, norm))
         self.norm_out = normaliser(norm, c)
-        self.conv_out = FrameConv(c, 24)
+        self.conv_out = FrameConv(c, 24, full_precision=True)
         self.inverse_wavelet_transform_out = Synthesis(over_time=True)
 
-    def forward(self, latent_BCthw: torch.Tensor, *, recompute: bool = False) -> tuple[torch.Tensor, Bands]:
+    def forward(
+        self, latent_BCthw: torch.Tensor, history: History = WHOLE, *, recompute: bool = False
+    ) -> tuple[torch.Tensor, Bands]:
         """Video `B 3 T H W`, and the bands predicted at the second and third level, with what is added to them."""
         width = self.width
-        h = run(self.mid, without_autocast(self.conv_in, latent_BCthw), recompute=recompute)
-        bands3 = self._bands(h[:, width:], self.connect_l2, recompute)
-        h = run(self.up2, h[:, :width], recompute=recompute)
-        bands2 = self._bands(h[:, width:], self.connect_l1, recompute)
-        bands2 = add_low(bands2, self.inverse_wavelet_transform_l2(bands3))
-        h = run(self.up1, h[:, :width], recompute=recompute)
-        h = run(self.layer, h, recompute=recompute)
-        bands1 = without_autocast(self.conv_out, activated(h, self.norm_out))
-        bands1 = add_low(bands1, self.inverse_wavelet_transform_l1(bands2))
-        return self.inverse_wavelet_transform_out(bands1), (bands2, bands3)
-
-    def _bands(self, flow_BCTHW: torch.Tensor, connect: nn.Sequential, recompute: bool) -> torch.Tensor:
-        return without_autocast(connect[-1], run(list(connect)[:-1], flow_BCTHW, recompute=recompute))
+        h = run([self.conv_in, *self.mid], latent_BCthw, history, recompute=recompute)
+        bands3 = run(self.connect_l2, h[:, width:], history, recompute=recompute)
+        h = run(self.up2, h[:, :width], history, recompute=recompute)
+        bands2 = run(self.connect_l1, h[:, width:], history, recompute=recompute)
+        bands2 = add_low(bands2, self.inverse_wavelet_transform_l2(bands3, history), history)
+        h = run([*self.up1, *self.layer], h[:, :width], history, recompute=recompute)
+        bands1 = self.conv_out(activated(h, self.norm_out))
+        bands1 = add_low(bands1, self.inverse_wavelet_transform_l1(bands2, history), history)
+        return self.inverse_wavelet_transform_out(bands1, history), (bands2, bands3)
 
 
 class Network(nn.Module):
@@ -193,13 +190,15 @@ class Network(nn.Module):
         made = Config.of(self.config)
         return Encoder(made), Decoder(made)
 
-    def encode(self, video_BCTHW: torch.Tensor) -> Posterior:
+    def encode(self, video_BCTHW: torch.Tensor, history: History = WHOLE) -> Posterior:
         """`B 3 T H W` -> mean and clamped log-variance `B d t h w`. Raises ValueError for a video that does not fit."""
-        return self._encoded(video_BCTHW)[0]
+        return self._encoded(video_BCTHW, history)[0]
 
-    def decode(self, latent_BCthw: torch.Tensor) -> torch.Tensor:
-        """`B d t h w` -> `B 3 T H W`, not clamped. Raises ValueError for a latent that does not fit."""
-        return self._decoded(latent_BCthw)[0]
+    def decode(self, latent_BCthw: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
+        """`B d t h w` -> `B 3 T H W`, not clamped; steps before the last may hold frames back. Raises ValueError for a latent that does
+        not fit.
+        """
+        return self._decoded(latent_BCthw, history)[0]
 
     def forward(self, video_BCTHW: torch.Tensor, noise_BCthw: torch.Tensor | None = None) -> Reconstruction:
         """A video -> its reconstruction, not clamped, with the bands of the WL loss. The latent is mean + deviation * noise, or the mean
@@ -212,19 +211,23 @@ class Network(nn.Module):
         video, decoded = self._decoded(posterior.with_noise(noise_BCthw))
         return Reconstruction(video, posterior, Coefficients(encoded, decoded))
 
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Casts the weights for inference with large products in `dtype`."""
+        set_products(self, dtype)
+
     def last_layer(self) -> nn.Parameter:
         """Kernel of the finest bands, where adaptive weights compare gradients."""
         return cast("nn.Parameter", cast("Any", self.decoder).conv_out.weight)
 
-    def _encoded(self, video_BCTHW: torch.Tensor) -> tuple[Posterior, Bands]:
-        inputs.check_video(video_BCTHW, self.spec, first=True)
-        heads, bands = self.encoder(video_BCTHW.to(self.last_layer().dtype), recompute=self.recompute)
+    def _encoded(self, video_BCTHW: torch.Tensor, history: History = WHOLE) -> tuple[Posterior, Bands]:
+        inputs.check_video(video_BCTHW, self.spec, first=history.first)
+        heads, bands = self.encoder(video_BCTHW.to(self.last_layer().dtype), history, recompute=self.recompute)
         mean, logvar = heads.chunk(2, dim=1)
         return Posterior(mean, logvar.clamp(*LOGVAR_RANGE)), bands
 
-    def _decoded(self, latent_BCthw: torch.Tensor) -> tuple[torch.Tensor, Bands]:
+    def _decoded(self, latent_BCthw: torch.Tensor, history: History = WHOLE) -> tuple[torch.Tensor, Bands]:
         inputs.check_latent(latent_BCthw, self.spec)
-        video, bands = self.decoder(latent_BCthw.to(self.last_layer().dtype), recompute=self.recompute)
+        video, bands = self.decoder(latent_BCthw.to(self.last_layer().dtype), history, recompute=self.recompute)
         return video, bands
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from model.layers import COLOURS, run, without_autocast
+from model.history import WHOLE, History
+from model.layers import COLOURS, run
 from model.wfvae.layers import (
     Analysis,
     Attention,
@@ -99,17 +100,17 @@ class Down(nn.Module):
         )
         self.down = Downsample(c, over_time=level.over_time)
         self.wavelet_transform = Analysis(over_time=level.over_time)
-        self.in_flow_conv = FrameConv(level.bands, e)
+        self.in_flow_conv = FrameConv(level.bands, e, full_precision=True)
         self.out_res_block = Residual(c + e, level.after, norm, over_time=level.blocks_over_time)
 
     def forward(
-        self, x_BCTHW: torch.Tensor, bands_BCTHW: torch.Tensor, recompute: bool
+        self, x_BCTHW: torch.Tensor, bands_BCTHW: torch.Tensor, history: History, recompute: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Features and the bands of the level above -> those of this level."""
-        h = self.down(run(self.res_block, x_BCTHW, recompute=recompute))
-        bands = self.wavelet_transform(bands_BCTHW[:, :COLOURS])
-        h = torch.cat([h, without_autocast(self.in_flow_conv, bands)], dim=1)
-        return run([self.out_res_block], h, recompute=recompute), bands
+        h = run([*self.res_block, self.down], x_BCTHW, history, recompute=recompute)
+        bands = self.wavelet_transform(bands_BCTHW[:, :COLOURS], history)
+        h = torch.cat([h, self.in_flow_conv(bands)], dim=1)
+        return run([self.out_res_block], h, history, recompute=recompute), bands
 
 
 class Up(nn.Module):
@@ -121,7 +122,7 @@ class Up(nn.Module):
         self.width = c
         self.branch_conv = Residual(c, c + e, norm, over_time=level.blocks_over_time)
         self.out_flow_conv = nn.Sequential(
-            Residual(e, e, norm, over_time=level.blocks_over_time), FrameConv(e, level.bands)
+            Residual(e, e, norm, over_time=level.blocks_over_time), FrameConv(e, level.bands, full_precision=True)
         )
         self.inverse_wavelet_transform = Synthesis(over_time=level.over_time)
         self.res_block = nn.ModuleList(
@@ -131,16 +132,16 @@ class Up(nn.Module):
         self.out_res_block = Residual(c, level.after, norm, over_time=level.blocks_over_time)
 
     def forward(
-        self, x_BCTHW: torch.Tensor, image_BCTHW: torch.Tensor | None, recompute: bool
+        self, x_BCTHW: torch.Tensor, image_BCTHW: torch.Tensor | None, history: History, recompute: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Features, and the image of the deeper levels (None at the deepest) -> features, image and bands of this level."""
-        h = run([self.branch_conv], x_BCTHW, recompute=recompute)
-        flow = run(list(self.out_flow_conv)[:-1], h[:, self.width :], recompute=recompute)
-        bands = without_autocast(self.out_flow_conv[-1], flow)
+        h = run([self.branch_conv], x_BCTHW, history, recompute=recompute)
+        bands = run(self.out_flow_conv, h[:, self.width :], history, recompute=recompute)
         if image_BCTHW is not None:
-            bands = add_low(bands, image_BCTHW)
-        h = run([*self.res_block, self.up, self.out_res_block], h[:, : self.width], recompute=recompute)
-        return h, self.inverse_wavelet_transform(bands), bands
+            bands = add_low(bands, image_BCTHW, history)
+        blocks = [*self.res_block, self.up, self.out_res_block]
+        h = run(blocks, h[:, : self.width], history, recompute=recompute)
+        return h, self.inverse_wavelet_transform(bands, history), bands
 
 
 class Encoder(nn.Module):
@@ -150,21 +151,23 @@ class Encoder(nn.Module):
         super().__init__()
         first, last = config.down[0].before, config.down[-1].after
         self.wavelet_transform_in = Analysis(over_time=True)
-        self.conv_in = FrameConv(24, first)
+        self.conv_in = FrameConv(24, first, full_precision=True)
         self.down_blocks = nn.ModuleList(Down(level, config) for level in config.down)
         self.mid = config.middle(last)
         self.norm_out = normaliser(config.norm_type, last)
-        self.conv_out = CausalConv3d(last, 2 * config.latent_dim)
+        self.conv_out = CausalConv3d(last, 2 * config.latent_dim, full_precision=True)
 
-    def forward(self, video_BCTHW: torch.Tensor, *, recompute: bool = False) -> tuple[torch.Tensor, Bands]:
+    def forward(
+        self, video_BCTHW: torch.Tensor, history: History = WHOLE, *, recompute: bool = False
+    ) -> tuple[torch.Tensor, Bands]:
         """Mean and log-variance as channels `B 2d t h w`, and the bands of each level after the first."""
-        bands = self.wavelet_transform_in(video_BCTHW)
-        h, read = without_autocast(self.conv_in, bands), []
+        bands = self.wavelet_transform_in(video_BCTHW, history)
+        h, read = self.conv_in(bands), []
         for level in self.down_blocks:
-            h, bands = level(h, bands, recompute)
+            h, bands = level(h, bands, history, recompute)
             read.append(bands)
-        h = run(self.mid, h, recompute=recompute)
-        return without_autocast(self.conv_out, activated(h, self.norm_out)), tuple(read)
+        h = run(self.mid, h, history, recompute=recompute)
+        return self.conv_out(activated(h, self.norm_out), history), tuple(read)
 
 
 class Decoder(nn.Module):
@@ -173,24 +176,26 @@ class Decoder(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         first, last = config.up[0].before, config.up[-1].after
-        self.conv_in = CausalConv3d(config.latent_dim, first)
+        self.conv_in = CausalConv3d(config.latent_dim, first, full_precision=True)
         self.mid = config.middle(first)
         self.up_blocks = nn.ModuleList(Up(level, config) for level in config.up)
         self.norm_out = normaliser(config.norm_type, last)
-        self.conv_out = FrameConv(last, 24)
+        self.conv_out = FrameConv(last, 24, full_precision=True)
         self.inverse_wavelet_transform_out = Synthesis(over_time=True)
 
-    def forward(self, latent_BCthw: torch.Tensor, *, recompute: bool = False) -> tuple[torch.Tensor, Bands]:
+    def forward(
+        self, latent_BCthw: torch.Tensor, history: History = WHOLE, *, recompute: bool = False
+    ) -> tuple[torch.Tensor, Bands]:
         """Video `B 3 T H W`, and the bands predicted at each level, in the encoder's order."""
-        h = run(self.mid, without_autocast(self.conv_in, latent_BCthw), recompute=recompute)
+        h = run([self.conv_in, *self.mid], latent_BCthw, history, recompute=recompute)
         image: torch.Tensor | None = None
         predicted: list[torch.Tensor] = []
         for level in self.up_blocks:
-            h, image, bands = level(h, image, recompute)
+            h, image, bands = level(h, image, history, recompute)
             predicted.append(bands)
-        bands = without_autocast(self.conv_out, normed(h, self.norm_out))  # no activation here, unlike WF-VAE
-        bands = add_low(bands, cast("torch.Tensor", image))  # there is at least one level
-        return self.inverse_wavelet_transform_out(bands), tuple(predicted[::-1])
+        bands = self.conv_out(normed(h, self.norm_out))  # no activation here, unlike WF-VAE
+        bands = add_low(bands, cast("torch.Tensor", image), history)  # there is at least one level
+        return self.inverse_wavelet_transform_out(bands, history), tuple(predicted[::-1])
 
 
 class Network(WFVAENetwork):

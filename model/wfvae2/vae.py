@@ -1,17 +1,12 @@
-"""WFVAE2 ready to run, with the interface of `model.wfvae.vae`.
-
-Its layers are WF-VAE's and equally causal, so it is stepped the same way and chunks are as lossless. The authors published no tiling.
-"""
+"""WFVAE2 ready to run. Its layers are WF-VAE's and equally causal, so it is stepped the same way; the authors published no tiling."""
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from model.weights import check_weights, fill
+from model.weights import check_weights
 from model.wfvae.random_weights import random_tensors, with_filters
-from model.wfvae.vae import StreamedVAE
-from model.wfvae2.fast import prepare_decoder, prepare_encoder
+from model.wfvae.vae import NUMERICS, build
 from model.wfvae2.network import empty_network
 
 if TYPE_CHECKING:
@@ -20,28 +15,9 @@ if TYPE_CHECKING:
     import torch
 
     from model.interface import LatentSpec
-    from model.weights import CheckedWeights, WeightsSha256
-    from model.wfvae.fast.decoder import Decoder
-    from model.wfvae.fast.encoder import Encoder
+    from model.weights import CheckedWeights
 
-
-__all__ = ["NUMERICS", "WFVAE2", "build", "check", "random_weights"]
-
-NUMERICS = 1  # increase when the same weights and frames give other bits; part of every build's fingerprint
-
-
-class WFVAE2(StreamedVAE):
-    """WFVAE2 ready to run; implements `model.interface.VideoVAE`, with the properties of `model.wfvae.vae.WFVAE`."""
-
-    numerics = NUMERICS
-
-    @cached_property
-    def _encoder(self) -> Encoder:
-        return prepare_encoder(self.network.encoder, self.network.state_dict(), self.config, self.device, self.dtype)
-
-    @cached_property
-    def _decoder(self) -> Decoder:
-        return prepare_decoder(self.network.decoder, self.network.state_dict(), self.config, self.device, self.dtype)
+__all__ = ["NUMERICS", "build", "check", "random_weights"]
 
 
 def random_weights(config: Mapping[str, Any], seed: int) -> dict[str, torch.Tensor]:
@@ -57,11 +33,3 @@ def check(spec: LatentSpec, config: dict[str, Any], weights: Mapping[str, torch.
     """
     network = empty_network(config)
     return check_weights(network, spec, config, with_filters(network.state_dict(), weights))
-
-
-def build(
-    checked: CheckedWeights, sha256: WeightsSha256, device: torch.device, dtype: torch.dtype, **provenance: Any
-) -> WFVAE2:
-    """Network with these weights; `provenance`: `checkpoint` or `seed`."""
-    spec = checked.spec.on_device(device.type)
-    return WFVAE2(fill(checked), spec, checked.config, sha256, device, dtype, **provenance)

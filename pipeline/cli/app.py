@@ -200,7 +200,9 @@ def _encode(flags: dict[str, Any], config: str | None, overrides: tuple[str, ...
 
 @app.command()
 def plan(
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Tar shards or videos, as for encode.")],
+    inputs: Annotated[
+        list[str] | None, typer.Argument(metavar="INPUT...", help="Tar shards or videos, as for encode.")
+    ] = None,
     model: Model = None,
     fps: Fps = None,
     frames: Frames = None,
@@ -224,7 +226,7 @@ def plan(
         from pipeline.forecast.survey import forecast_job
 
         flags = {
-            "inputs": inputs,
+            "inputs": inputs or None,
             "output": ".",
             "model.name": model,
             "clips.fps": fps,

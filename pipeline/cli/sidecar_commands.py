@@ -133,6 +133,9 @@ def import_(
         str | None,
         typer.Option(help="What names in a safetensors file are: id, caption or caption_hash. [default: id]"),
     ] = None,
+    captions: Annotated[
+        str, typer.Option(help="Texts that the table is of: as for embed, in a table by caption or caption_hash.")
+    ] = "first",
     fingerprint: Annotated[
         str | None, typer.Option(help="First digits of the fingerprint of the latents, where there are several.")
     ] = None,
@@ -153,7 +156,8 @@ def import_(
 
         if by not in (None, "id", "caption", "caption_hash"):
             raise ConfigError(f"--by: expected id, caption or caption_hash, got {by!r}")
-        request = ImportRequest(table, check_set_name(name), about, by, fingerprint, skip_unknown)
+        sources = tuple(source.strip() for source in captions.split(","))
+        request = ImportRequest(table, check_set_name(name), about, by, fingerprint, skip_unknown, sources)
         with signals.handled():
             report = import_table(output, request, storage_config(endpoint_url))
         show_result(report.to_dict(), import_lines, as_json)

@@ -29,11 +29,12 @@ def warning_lines(warnings: dict[str, int]) -> list[str]:
 
 def plan_lines(plan: dict[str, Any]) -> list[str]:
     """A `Forecast`."""
+    images = f", first frames about {size(plan['first_frame_bytes'])}" if plan["first_frame_bytes"] else ""
     lines = [
         f"{quantities(plan, 'sample')}: {quantity(plan['with_clips'], 'gives', 'give')} {quantities(plan, 'clip')}, "
         f"{quantity(plan['without_clips'], 'gives', 'give')} none",
         f"  video     {duration(plan['video_seconds'])} opened, {duration(plan['clip_seconds'])} in clips, {quantities(plan, 'frame')}",
-        f"  latents   about {size(plan['latent_bytes'])}",
+        f"  latents   about {size(plan['latent_bytes'])}{images}",
         "  buckets",
     ]
     for name, fill in sorted(plan["buckets"].items()):

@@ -289,6 +289,9 @@ class EncodeJob(Section):
     """Paired videos of one sample: name of a column and suffix of the file, `{video: mp4, control: depth.mp4, mask: mask.mp4}`. `video` is
     the main one, by default any video without one of the other suffixes. Each member is cut as the main video and its latent is a column;
     names that begin with `mask` are masks. Empty: each video is a sample."""
+    unpaired: Literal["reject", "encode"] = "reject"
+    """With `members`, videos that have none of them: reject (`no_members`), or encode as samples of their own, whose rows lack the columns
+    of the members. Images beside paired videos need `encode`. A video with some of the members is rejected in either case."""
     decode: DecodeConfig = DecodeConfig()
     storage: StorageConfig = StorageConfig()
     write: WriteConfig = WriteConfig()
@@ -327,14 +330,14 @@ class EncodeJob(Section):
     def member_rule(self) -> MemberRule:
         """`members` as the reader takes them."""
         others = tuple(sorted((name, suffix) for name, suffix in self.members.items() if name != MAIN))
-        return MemberRule(others, self.members.get(MAIN, ""))
+        return MemberRule(others, self.members.get(MAIN, ""), bool(others) and self.unpaired == "encode")
 
     @model_validator(mode="after")
     def _members_of_videos(self) -> EncodeJob:
-        if self.members and self.images.policy != "skip":
-            raise ValueError(
-                "members: pairs are videos; encode images in a build of their own, with images.policy skip here"
-            )
+        if self.members and self.images.policy == "only":
+            raise ValueError("members: pairs are videos, and images.policy is only; take keep, or leave out members")
+        if self.members and self.images.policy == "keep" and self.unpaired == "reject":
+            raise ValueError("members: images have none; set unpaired to encode, or images.policy to skip")
         return self
 
     @field_validator("members", mode="before")

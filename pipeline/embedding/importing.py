@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.embedding.table import open_table
-from pipeline.embedding.units import coverage_of
-from pipeline.errors import InputError
+from pipeline.embedding.units import FIRST, caption_sources, coverage_of
+from pipeline.errors import ConfigError, InputError
 from pipeline.format.tensors import stored_values
+from pipeline.loader.captions import CaptionRule
 from pipeline.loader.dataset import LatentDataset
 from pipeline.process.scratch import ScratchFolder
 from pipeline.sidecars.description import FLOATS, SidecarSet, TensorKind, check_set
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from pipeline.config import StorageConfig
     from pipeline.embedding.table import Kind, Table
+    from pipeline.loader.row import Row
 
     Rows = list[tuple[bytes, str, dict[str, np.ndarray]]]
 
@@ -42,7 +44,10 @@ SEARCHED = 20_000  # ids among which a similar one is looked for
 
 @dataclass(frozen=True, slots=True)
 class ImportRequest:
-    """What to import. `name`: of the set; `about`: what made the tensors, recorded in its fingerprint; `by`: key of a safetensors table."""
+    """What to import. `name`: of the set; `about`: what made the tensors, recorded in its fingerprint; `by`: key of a safetensors table.
+
+    `captions`: those of a row that the table may be of, as in `EmbedJob`.
+    """
 
     table: str
     name: str
@@ -50,6 +55,7 @@ class ImportRequest:
     by: str | None = None
     fingerprint: str | None = None
     skip_unknown: bool = False
+    captions: tuple[str, ...] = (FIRST,)
 
 
 @dataclass(slots=True)
@@ -79,20 +85,23 @@ def import_table(output: str, request: ImportRequest, storage: StorageConfig) ->
     Raises:
         InputError: not such a table; ids that the snapshot does not have; rows of different types or widths, twice, or not finite; other
             tensors than the set has for a key.
-        ConfigError: a set of this name that was made differently.
+        ConfigError: a set of this name that was made differently; not a source of captions, or one for a table by id.
         OutputError: not an output, or an object of it that cannot be read.
     """
     table = open_table(request.table, request.by, storage)
-    dataset = LatentDataset.open(output, fingerprint=request.fingerprint, storage=storage)
+    if table.key == "id" and request.captions != (FIRST,):
+        raise ConfigError(f"captions: {request.table} is by id, and a caption has no part in it; leave it out")
+    rule = CaptionRule(caption_sources(request.captions))
+    dataset = LatentDataset.open(output, columns=rule.columns, fingerprint=request.fingerprint, storage=storage)
     try:
-        return _Import(dataset, table, request).run()
+        return _Import(dataset, table, request, rule).run()
     finally:
         dataset.close()
 
 
 class _Import:
-    def __init__(self, dataset: LatentDataset, table: Table, request: ImportRequest) -> None:
-        self._dataset, self._table, self._request = dataset, table, request
+    def __init__(self, dataset: LatentDataset, table: Table, request: ImportRequest, rule: CaptionRule) -> None:
+        self._dataset, self._table, self._request, self._rule = dataset, table, request, rule
         self._store = dataset.store
         self._by_id = table.key == "id"
         self._report = ImportReport(request.name, dataset.store.root, dataset.snapshot or 0, by=table.key)
@@ -100,7 +109,7 @@ class _Import:
     def run(self) -> ImportReport:
         keys, described = self._checked()
         needed = self._needed()
-        unknown = self._unknown(keys, needed)
+        unknown = self._unknown(keys, set().union(*needed))
         for text, tensors in self._table.rows():
             self._check_values(described, text, tensors)
         if check_set(self._store, described) is None and len(unknown) == len(keys):
@@ -115,8 +124,8 @@ class _Import:
         self._write(described, unknown, done)
         have = done | (set(keys) - unknown)
         report.rows, report.unknown = len(self._dataset), len(unknown)
-        report.lacking = sum(needed[key] for key in needed.keys() - have)
-        captions = () if self._by_id else ("caption",)
+        report.lacking = sum(count for of_row, count in needed.items() if not have.issuperset(of_row))
+        captions = () if self._by_id else self._rule.sources
         complete = None if report.lacking else coverage_of(self._dataset, captions)
         report.version = versions.publish(complete, captions).number
         return report
@@ -148,19 +157,24 @@ class _Import:
         parts = {"imported": self._request.about}
         return keys, SidecarSet(self._request.name, BY_ID if self._by_id else BY_CAPTION, dict(kind), parts)
 
-    def _needed(self) -> Counter[bytes]:
-        """Keys that rows of the snapshot need, with the number of rows."""
-        return Counter(key_of(row.id if self._by_id else row.caption or "") for _, _, row in self._dataset.placed())
+    def _needed(self) -> Counter[tuple[bytes, ...]]:
+        """Keys that a row of the snapshot needs, with the number of such rows."""
 
-    def _unknown(self, keys: dict[bytes, str], needed: Counter[bytes]) -> set[bytes]:
+        def texts(row: Row) -> list[str]:
+            return [row.id] if self._by_id else self._rule.candidates(row.caption, row.columns) or [""]
+
+        return Counter(tuple(map(key_of, texts(row))) for _, _, row in self._dataset.placed())
+
+    def _unknown(self, keys: dict[bytes, str], needed: set[bytes]) -> set[bytes]:
         """Keys of the table that no row needs, the empty caption aside."""
         unknown = {key for key in keys if key not in needed and (self._by_id or key != key_of(""))}
         if unknown and not self._request.skip_unknown:
             names = [self._described_name(keys[key]) for key in sorted(unknown, key=keys.__getitem__)[:NAMED]]
             what = "ids" if self._by_id else "captions"
+            other = "" if self._by_id else f", --captions for others than {', '.join(self._rule.sources)}"
             raise InputError(
                 f"{len(unknown)} of {len(keys)} {what} of {self._request.table} are in no row of snapshot {self._report.snapshot} of "
-                f"{self._store.root}, such as {', '.join(names)}; give the right ones, or --skip-unknown to leave them out"
+                f"{self._store.root}, such as {', '.join(names)}; give the right ones{other}, or --skip-unknown to leave them out"
             )
         return unknown
 

@@ -90,9 +90,13 @@ class PublishedRows:
                 place=(number, position),
             )
 
+    def carry(self, others: Sequence[str]) -> None:
+        """Raises ConfigError if rows lack one of these paired videos."""
+        self._dataset.carry(others)
+
     def latents(self, rows: Sequence[Row], others: Sequence[str] = ()) -> Iterator[Latent]:
-        """Latents of `rows`; the loader's 32 MiB of tensors are in memory at a time."""
-        self._dataset.others = tuple(others)
+        """Latents of `rows`; the loader's 32 MiB of tensors are in memory at a time. Raises as `carry`."""
+        self._dataset.carry(others)
         for number, group in groupby(rows, key=lambda row: row.place[0]):
             items = list(group)
             places = np.array([item.place[1] for item in items])

@@ -69,6 +69,7 @@ def export_output(
         if request.sidecars:
             texts = SidecarTexts(rows.store, request.sidecars)
         target, notices = _make(request, rows.source, texts, moments=rows.moments)
+        rows.carry(target.others)
         return export(rows, target, Path(directory), notices, progress)
     finally:
         rows.close()

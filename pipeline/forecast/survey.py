@@ -14,9 +14,9 @@ from pipeline.engine.decoders.losses import Restarted
 from pipeline.engine.decoders.sample_stream import SampleStream
 from pipeline.errors import AccessError, ConfigError, LatheError, NotFound, SourceChanged, SourceRefused
 from pipeline.forecast.totals import Forecast, ForecastTotals, LatentSize
-from pipeline.format.stored import is_tensor, stored_names
+from pipeline.format.stored import FIRST_FRAME, is_tensor, stored_names
 from pipeline.format.tensors import STORAGE_TYPES
-from pipeline.records import OpenedVideo, Reject, is_mask
+from pipeline.records import OpenedVideo, Reject
 from pipeline.video.clips import resolve_rules
 from pipeline.video.image_rules import with_images
 
@@ -50,16 +50,14 @@ def forecast_job(job: EncodeJob) -> Forecast:
         )
     rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
     rules = with_images(rules, job.images, job.clips, spec.network)
-    store = (*job.write.store, *job.member_rule.names)
     latent = LatentSize(
         channels=spec.latent_channels,
         bytes_per_element=STORAGE_TYPES[job.write.dtype].num_bytes,
         time_stride=spec.time_stride,
         space_stride=spec.space_stride,
-        tensors=sum(
-            is_tensor(name) and not is_mask(name) for name in stored_names(moments=job.write.moments, store=store)
-        ),
+        tensors=sum(map(is_tensor, stored_names(moments=job.write.moments, store=job.write.store))),
         lead_frames=spec.lead_frames,
+        first_frames=FIRST_FRAME in job.write.store,
     )
     totals = ForecastTotals(rules, latent)
     unreadable: list[str] = []
@@ -85,6 +83,8 @@ def forecast_job(job: EncodeJob) -> Forecast:
                 elif isinstance(outcome, Reject):
                     totals.rejected(outcome)
     totals.warn(stream.counters)
+    if job.write.compression != "none":
+        totals.notice(f"latents are counted before compression by {job.write.compression}")
     for text in sorted(unreadable):
         totals.notice(text)
     return replace(totals.result(), passed_over=passed_over.to_dict())

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pipeline.records import warning_kinds
+from pipeline.records import is_mask, warning_kinds
 from pipeline.video.clips import frames_of, grid_length
 
 if TYPE_CHECKING:
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from pipeline.records import ClipPlan, ClipRules, OpenedVideo, Reject, Sample
 
 EXAMPLES = 5  # keys named for each reason
+FIRST_FRAME_BYTES = 0.4
+"""Bytes a pixel of a first frame of real video, lossless WebP: 0.31 and 0.50 were measured (docs/i2v.md)."""
 
 
 @dataclass(frozen=True, slots=True)
 class LatentSize:
-    """Shape and type of the tensors stored for a clip. `tensors`: 1, and one more for moments and `i2v_cond` each."""
+    """Shape and type of the tensors stored for a clip. `tensors`: 1, and one more for moments and `i2v_cond` each, no paired videos."""
 
     channels: int
     bytes_per_element: int
@@ -31,12 +33,16 @@ class LatentSize:
     space_stride: int
     tensors: int = 1
     lead_frames: int = 1
+    first_frames: bool = False  # whether first frames are stored
 
-    def num_bytes(self, frames: int, height: int, width: int) -> int:
-        """Bytes of a clip's latents; height and width in pixels. The file format adds a few per cent."""
+    def num_bytes(self, frames: int, height: int, width: int, members: int = 0, masks: int = 0) -> int:
+        """Bytes of a clip's latents before compression; height and width in pixels. The file format adds a few per cent.
+
+        `members`, `masks`: paired videos of the clip that are encoded, and that are averaged.
+        """
         steps = (frames - self.lead_frames) // self.time_stride + self.lead_frames
         cells = steps * (height // self.space_stride) * (width // self.space_stride)
-        return cells * self.channels * self.bytes_per_element * self.tensors
+        return cells * self.bytes_per_element * (self.channels * (self.tensors + members) + masks)
 
 
 @dataclass(slots=True)
@@ -72,7 +78,8 @@ class Forecast:
     frames: int
     video_seconds: float  # of the videos that opened
     clip_seconds: float
-    latent_bytes: int
+    latent_bytes: int  # before compression
+    first_frame_bytes: int  # estimate, 0 where none is stored
     buckets: dict[str, BucketFill]
     dropped: dict[str, Dropped]
     warnings: dict[str, int]
@@ -91,6 +98,7 @@ class ForecastTotals:
         self._rules, self._latent = rules, latent
         self._samples = self._with_clips = 0
         self._video_seconds = 0.0
+        self._first_frame_pixels = 0
         self._buckets: dict[str, BucketFill] = {}
         self._dropped: dict[str, Dropped] = {}
         self._warnings: dict[str, int] = {}
@@ -107,7 +115,7 @@ class ForecastTotals:
         for reject in video.rejects:
             self._drop(reject)
         for clip in video.clips:
-            self._add(clip, video)
+            self._add(clip, video, sample)
 
     def rejected(self, reject: Reject) -> None:
         """A sample without an open video, or damage that has no sample (a truncated tar)."""
@@ -129,14 +137,17 @@ class ForecastTotals:
         if len(dropped.keys) < EXAMPLES:
             dropped.keys.append(reject.key or reject.uri or "?")
 
-    def _add(self, clip: ClipPlan, opened: OpenedVideo) -> None:
+    def _add(self, clip: ClipPlan, opened: OpenedVideo, sample: Sample) -> None:
         available = grid_length(opened.info.num_frames, opened.info.duration_s, self._rules.fps)
         frames = frames_of(clip, available, self._rules)
         fill = self._buckets.setdefault(str(clip.bucket), BucketFill())
         fill.clips += 1
         fill.frames += frames
         fill.seconds += frames / clip.fps if clip.fps else 0.0  # an image lasts no time
-        fill.latent_bytes += self._latent.num_bytes(frames, clip.bucket.height, clip.bucket.width)
+        self._first_frame_pixels += clip.bucket.height * clip.bucket.width * self._latent.first_frames
+        masks = sum(is_mask(member.name) for member in sample.members)
+        sizes = clip.bucket.height, clip.bucket.width, len(sample.members) - masks, masks
+        fill.latent_bytes += self._latent.num_bytes(frames, *sizes)
 
     def result(self) -> Forecast:
         """The sums so far."""
@@ -150,6 +161,7 @@ class ForecastTotals:
             video_seconds=self._video_seconds,
             clip_seconds=sum(fill.seconds for fill in fills),
             latent_bytes=sum(fill.latent_bytes for fill in fills),
+            first_frame_bytes=round(self._first_frame_pixels * FIRST_FRAME_BYTES),
             buckets=dict(sorted(self._buckets.items())),
             dropped=dict(sorted(self._dropped.items(), key=lambda item: (-item[1].count, item[0]))),
             warnings=dict(sorted(self._warnings.items())),

@@ -98,18 +98,20 @@ class LatentRow:
         return sum(tensor.num_bytes for tensor in self.tensors.values())
 
 
-def parquet_schema(*, moments: bool, store: Collection[str] = ()) -> pa.Schema:
-    """The file's columns: `id`, the tensor triplets, the first frame, then `SCALARS`. `store`: as `write.store`."""
+def parquet_schema(*, moments: bool, store: Collection[str] = (), without: Collection[str] = ()) -> pa.Schema:
+    """The file's columns: `id`, the tensor triplets, the first frame, then `SCALARS`. `store`: as `write.store`. `without`: paired videos
+    that its rows do not have; their columns are null, so that all files of a build have the same ones.
+    """
     columns = [pa.field("id", _TEXT, nullable=False)]
-    for stored in stored_names(moments=moments, store=store):
+    for stored in stored_names(moments=moments, store=(*store, *without)):
         if not is_tensor(stored):
             columns.append(pa.field(stored, pa.binary(), nullable=False))
             continue
-        name = tensor_column(stored)
+        name, null = tensor_column(stored), stored in without
         columns += [
-            pa.field(f"{name}_bytes", pa.binary(), nullable=False),
-            pa.field(f"{name}_shape", pa.list_(_INT), nullable=False),
-            pa.field(f"{name}_dtype", _TEXT, nullable=False),
+            pa.field(f"{name}_bytes", pa.binary(), nullable=null),
+            pa.field(f"{name}_shape", pa.list_(_INT), nullable=null),
+            pa.field(f"{name}_dtype", _TEXT, nullable=null),
         ]
     return pa.schema(columns + [pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in SCALARS.items()])
 

@@ -34,9 +34,10 @@ def stored_names(*, moments: bool, store: Collection[str]) -> tuple[str, ...]:
 
 
 def names_in(metadata: dict[str, Any]) -> tuple[str, ...]:
-    """`stored_names` of a file with this `latentset` metadata."""
+    """`stored_names` of the files that were made with one of this `latentset` metadata: also of members that this one is without."""
     latent = metadata["latent"]
-    return stored_names(moments=latent["posterior"] == "moments", store=latent.get("store", ()))
+    store = (*latent.get("store", ()), *latent.get("without", ()))
+    return stored_names(moments=latent["posterior"] == "moments", store=store)
 
 
 def bytes_column(name: str) -> str:

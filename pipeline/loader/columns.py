@@ -120,7 +120,7 @@ def _of_tar(
     """The JSON member of each row lies between its last tensor and the first tensor of the next row."""
     rows = []
     for row in positions:
-        last = index.tensors - 1
+        last = index.last
         begin = -(-(index.offset(row, last) + index.length(row, last)) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         end = index.offset(row + 1) if row + 1 < len(index) else size
         name = str(index.text("id", row))

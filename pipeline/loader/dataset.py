@@ -71,17 +71,43 @@ class LatentDataset:
         known = (*SCALARS, *OPTIONAL, *(name for name in there if name not in OPTIONAL))
         if unknown := [name for name in columns if name not in known]:
             raise ConfigError(f"columns: no column {unknown[0]}; there are {', '.join(known)}")
-        self.others = tuple(name for name in there if name in columns)
         if lacking := [name for name in columns if name in OPTIONAL and name not in there]:
             raise ConfigError(f"columns: {store.root} does not store {lacking[0]}; encode with --store {lacking[0]}")
         self.takedowns = Takedowns()
         self._start()
         self.takedowns = self.read_takedowns()
-        self._kept = None if where is None else filtered_rows(store, files, self.indexes, self.bounds, where, threads)
+        self._kept = None
+        if where is not None:
+            options = self.indexes, self.bounds, where, threads, self.spec.members
+            self._kept = filtered_rows(store, files, *options)
         self.identity = files.identity
         if where is not None and self._kept is not None:
             self.identity += f":{where.strip()}:{digest_of_rows(self._kept)}"
+        self.carry([name for name in there if name in columns])
         self.places = self._buckets()
+
+    def carry(self, others: Sequence[str]) -> None:
+        """Sets `others`, in the order of a file.
+
+        Raises:
+            ConfigError: rows lack one of these paired videos.
+        """
+        counts = self._kept_counts()
+        for name in (name for name in others if name in self.spec.members):
+            has = self.bounds[name,].low.to_numpy(zero_copy_only=False)
+            if lacking := int(counts[~has].sum()):
+                raise ConfigError(
+                    f"{lacking} of {int(counts.sum())} rows of {self.store.root} have no {name}; take the others alone by "
+                    f'where "{name} is not null", or these by "{name} is null"'
+                )
+        self.others = tuple(others)
+
+    def _kept_counts(self) -> np.ndarray:
+        """Rows of each file that snapshot and filter leave, int64."""
+        counts = self.files.counts()
+        for number, positions in (self._kept or {}).items():
+            counts[number] = len(positions)
+        return counts
 
     @classmethod
     def open(
@@ -101,7 +127,8 @@ class LatentDataset:
         Args:
             uri: the output.
             snapshot: its number, or `latest`.
-            where: SQL expression over the columns of docs/formats.md and keys of the metadata, `"fps >= 24 and metadata.aesthetic > 5"`.
+            where: SQL expression over the columns of docs/formats.md and keys of the metadata, `"fps >= 24 and metadata.aesthetic > 5"`;
+                of paired videos `"control is not null"`.
             columns: scalar columns to read for each row, such as `metadata`; `first_frame`, `i2v_cond` and paired videos where they
                 are stored. Id, caption and frames are there without.
             receipts: take what receipts name at present, not a snapshot; also of a build that still runs.
@@ -166,7 +193,7 @@ class LatentDataset:
     @functools.cached_property
     def bounds(self) -> dict[Path, Bounds]:
         """What the manifest says of the values in each file."""
-        return bounds_of_files(self.files)
+        return bounds_of_files(self.files, self.spec.members)
 
     def __len__(self) -> int:
         """Rows that may be read: without those taken down since the snapshot."""
@@ -175,9 +202,7 @@ class LatentDataset:
     def row_counts(self) -> np.ndarray:
         """Rows of each file that may be read, int64. Reads the indexes of files that new takedowns may concern."""
         if self._counts is None:
-            counts = self.files.counts()
-            for number, positions in (self._kept or {}).items():
-                counts[number] = len(positions)
+            counts = self._kept_counts()
             for number in self._touched():
                 counts[number] = len(self._positions(number, self.indexes.get(number)))
             self._counts = counts

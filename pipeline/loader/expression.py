@@ -17,7 +17,7 @@ from pipeline.format.columns import SCALARS
 from pipeline.loader.buckets import NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 COLUMNS = ("id", *SCALARS)
 Path = tuple[str, ...]
@@ -59,18 +59,18 @@ class Expression:
     """`columns`: what it names, spelled as in files. `optional`: keys of metadata that it tests for null.
 
     `over_rows`: SQL over columns `name(path)`. `over_files`: SQL over columns `name(path, "low")` and `name(path, "high")`, of `ORDERED`,
-    `CONSTANT` and `FRAMES_BUCKET`: whether it is true of all rows of a file, and whether it may be true of one.
+    `CONSTANT`, `FRAMES_BUCKET` and of paired videos: whether it is true of all rows of a file, and whether it may be true of one.
     """
 
-    def __init__(self, where: str) -> None:
-        """Parses `where`.
+    def __init__(self, where: str, members: Sequence[str] = ()) -> None:
+        """Parses `where`. `members`: names of paired videos; the column of such a name is whether a row has it.
 
         Raises:
             ConfigError: not one expression over the columns of one row, an unknown column, a function that changes from call to call.
         """
         if not isinstance(where, str) or not where.strip():
             raise ConfigError(f"where: expected an SQL expression, got {where!r}; leave it out to take all rows")
-        self.where = where
+        self.where, self._members = where, tuple(members)
         self._connection = connect()
         self.optional: set[Path] = set()
         self._names: dict[Path, str] = {}
@@ -125,6 +125,8 @@ class Expression:
         if node.get("class") == "COLUMN_REF":
             path = tuple(node["column_names"])
             return node if path[0].lower() in bound else self._reference(node, self._spelled(path))
+        if (tested := self._tested_member(node)) is not None:
+            return tested
         if node.get("class") == "LAMBDA":
             lhs = [item["column_names"] for item in _nodes(node["lhs"]) if item.get("class") == "COLUMN_REF"]
             parameters = {names[0].lower() for names in lhs if len(names) == 1} - set(COLUMNS)
@@ -149,6 +151,17 @@ class Expression:
                 )
         return made
 
+    def _tested_member(self, node: Node) -> Any:
+        """`control is null` and `control is not null` as a test of whether a row has this paired video; None for every other node."""
+        if node.get("type") not in ("OPERATOR_IS_NULL", "OPERATOR_IS_NOT_NULL"):
+            return None
+        (child,) = node["children"]
+        name = next((name for name in self._members if child.get("column_names") == [name]), None)
+        if name is None:
+            return None
+        has = self._reference(child, (name,))
+        return has if node["type"] == "OPERATOR_IS_NOT_NULL" else {**node, "type": "OPERATOR_NOT", "children": [has]}
+
     def _reference(self, node: Node, path: Path) -> Node:
         name = self._names.setdefault(path, f"lathe:{len(self._names)}")
         return {**node, "column_names": [name]}
@@ -157,6 +170,8 @@ class Expression:
         if path == FRAMES_BUCKET:
             return path
         name = next((known for known in COLUMNS if known == path[0].lower()), None)
+        if path[0] in self._members:
+            raise ConfigError(f"where: {path[0]} is a paired video; test it with `{path[0]} is not null` or `is null`")
         if name is None and len(path) == 1 and path[0].lower() in changing_functions():
             raise _changing(path[0])
         if name is None or (len(path) > 1 and name != "metadata"):
@@ -239,7 +254,7 @@ class Expression:
     def _leaf(self, node: Node) -> tuple[str, str]:
         """Decided where its columns have one value in the file."""
         paths = self._paths(node)
-        if not all(path == FRAMES_BUCKET or path[0] in (*ORDERED, *CONSTANT) for path in paths):
+        if not all(path == FRAMES_BUCKET or path[0] in (*ORDERED, *CONSTANT, *self._members) for path in paths):
             return "false", "true"
         node = copy.deepcopy(node)
         for item in _nodes(node):

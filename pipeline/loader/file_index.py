@@ -51,7 +51,9 @@ class _Texts:
 
 
 class FileIndex:
-    """Index of one data file. Rows are positions in the file. `stored`: names of what a row stores; tensors are numbers in this list."""
+    """Index of one data file. Rows are positions in the file. `stored`: names of what a row stores; tensors are numbers in this list. A
+    file may be without some of them, paired videos.
+    """
 
     def __init__(self, table: pa.Table, stored: Sequence[str]) -> None:
         self._stored = stored
@@ -59,10 +61,11 @@ class FileIndex:
         self._frames = table["num_frames"].to_numpy()
         shapes = table["shape"].combine_chunks()
         self._shapes = shapes.flatten().to_numpy().reshape(len(shapes), -1)
+        there = {n: name for n, name in enumerate(stored) if f"{name}_offset" in table.column_names}
         # Memoryviews give a number of Python three times as fast as arrays.
-        self._offsets = [memoryview(table[f"{name}_offset"].to_numpy()) for name in stored]
-        self._lengths = [memoryview(table[f"{name}_length"].to_numpy()) for name in stored]
-        self._hashes = [table[f"{name}_hash"].combine_chunks() for name in stored]
+        self._offsets = {n: memoryview(table[f"{name}_offset"].to_numpy()) for n, name in there.items()}
+        self._lengths = {n: memoryview(table[f"{name}_length"].to_numpy()) for n, name in there.items()}
+        self._hashes = {n: table[f"{name}_hash"].combine_chunks() for n, name in there.items()}
         self.num_bytes = int(table.nbytes)
         self._hidden: tuple[Takedowns, np.ndarray] | None = None
 
@@ -93,9 +96,9 @@ class FileIndex:
         return found
 
     @property
-    def tensors(self) -> int:
-        """Number of tensors and images of a row."""
-        return len(self._offsets)
+    def last(self) -> int:
+        """Number of a row's last tensor or image in the file."""
+        return max(self._offsets)
 
     def hash(self, row: int, tensor: int) -> str:
         """BLAKE2b-128 in hex of the bytes of a tensor."""

@@ -21,7 +21,7 @@ from pipeline.loader.expression import FRAMES_BUCKET, Expression, connect
 from pipeline.loader.file_index import TEXTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pipeline.loader.expression import Path
     from pipeline.loader.file_index import IndexCache
@@ -34,14 +34,21 @@ _INT64 = range(-(2**63), 2**63)
 
 
 def filtered_rows(
-    store: Store, files: DataFiles, indexes: IndexCache, bounds: Mapping[Path, Bounds], where: str, threads: int
+    store: Store,
+    files: DataFiles,
+    indexes: IndexCache,
+    bounds: Mapping[Path, Bounds],
+    where: str,
+    threads: int,
+    members: Sequence[str] = (),
 ) -> dict[int, np.ndarray]:
     """Rows that count and for which `where` is true: by file number, their positions, int32, ascending. Without files that keep all rows.
+    `members`: names of paired videos, which `where` may test for null.
 
     Raises:
         ConfigError: DuckDB is not installed; not an expression over one row; a column or key of metadata that no row has; no row is left.
     """
-    expression = Expression(where)
+    expression = Expression(where, members)
     counts = files.counts()
     sure, possible = _decided(expression, bounds, len(files))
     none = np.zeros(0, np.int32)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.format.codec import storage_name, value_type
-from pipeline.format.stored import LATENT, names_in
+from pipeline.format.stored import LATENT, STORED, names_in
 from pipeline.records import BASE, variant_names
 
 Constant = float | tuple[float, ...] | None
@@ -38,7 +38,7 @@ class DatasetSpec:
     variants: tuple[str, ...] = field(default=(BASE,), compare=False)  # of each clip, in the order of their rows
     stored: tuple[str, ...] = field(
         default=(LATENT,), compare=False
-    )  # names of `format.stored`, in the order of a file
+    )  # names of `format.stored`, in the order of a file; also of members that some files are without
     storage: str = field(default="float16", compare=False)  # storage name of `format.codec`
 
     @classmethod
@@ -70,6 +70,11 @@ class DatasetSpec:
             stored=names_in(metadata),
             storage=storage,
         )
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of paired videos."""
+        return tuple(name for name in self.stored if name not in STORED)
 
     def latent_frames(self, num_frames: int) -> int:
         """Latent frames of a clip of `num_frames` frames."""

@@ -23,6 +23,7 @@ from pipeline.ledger.copies import dropped_row
 from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.operate.stored_rows import fetch
 from pipeline.process.scratch import ScratchFolder
+from pipeline.records import MemberRule
 from pipeline.storage import is_remote
 from pipeline.writer import ShardWriter
 
@@ -170,7 +171,8 @@ class CompactionWriter:
             metadata={name: value for name, value in about.items() if name not in MADE_BY_WRITER},
             layout=self._layout,
             drill=self._drill,
-            members=[name for name in columns["store"] if name not in OPTIONAL],
+            members=[name for name in (*columns["store"], *columns["without"]) if name not in OPTIONAL],
+            unpaired=MemberRule.of(about["fingerprint_parts"]).unpaired,
         )
         self._writers.append(writer)
         return writer

@@ -1,19 +1,21 @@
 """Which data files of a snapshot `lathe compact` rewrites together: plain rows of the manifest in, groups out. No I/O.
 
-Files of one group have one fingerprint, bucket and container, and become one file. A file is rewritten if it has rows that do not count,
-or if it is small and others of its kind are small too. "Small" is less than half of the target: what is written once stays.
+Files of one group have one fingerprint, bucket and container, and rows all with or all without paired videos; they become one file. A file
+is rewritten if it has rows that do not count, or if it is small and others of its kind are small too. "Small" is less than half of the
+target: what is written once stays.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-Kind = tuple[str, str, str]
-"""Fingerprint, bucket, suffix of the container."""
+Kind = tuple[str, str, str, bool]
+"""Fingerprint, bucket, suffix of the container, whether the rows are without paired videos that others of their build have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,9 @@ def plan(
         small = merge and not file["hidden"] and file["bytes"] < target_bytes / 2
         if drops or small:
             suffix = f".{file['key'].rpartition('.')[2]}"
-            kinds.setdefault((file["fingerprint"], file["bucket"], suffix), []).append(file)
-    return [Group(*kind, tuple(part)) for kind in sorted(kinds) for part in _filled(kinds[kind], target_bytes)]
+            without = any(low is False for low, _ in json.loads(file["ranges"]).values())
+            kinds.setdefault((file["fingerprint"], file["bucket"], suffix, without), []).append(file)
+    return [Group(*kind[:3], tuple(part)) for kind in sorted(kinds) for part in _filled(kinds[kind], target_bytes)]
 
 
 def _filled(files: list[dict[str, Any]], target_bytes: int) -> list[list[dict[str, Any]]]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 ENGINE = "lathe"
 CHECKPOINT_METADATA = b"lathe"
+RANGES = ("id", "fps", "num_frames")  # columns of the table; of paired videos the ranges say whether rows have them
 PREFIX_CHARS = 12  # of texts in statistics
 MOST_BYTES = 10**12  # of one version
 ROWS_AT_ONCE = 4096  # actions of a checkpoint that are Python objects
@@ -136,7 +137,8 @@ def last_checkpoint(version: int, files: int, facts: dict[str, Any]) -> bytes:
 def _statistics(file: DataFile, *, brief: bool) -> dict[str, Any]:
     if brief:
         return {"numRecords": file.rows}
-    ranges = {"bucket": [file.bucket] * 2, **json.loads(file.ranges)}
+    known = json.loads(file.ranges)
+    ranges = {"bucket": [file.bucket] * 2, **{name: known[name] for name in RANGES if name in known}}
     return {
         "numRecords": file.rows,
         "minValues": {name: _lower(low) for name, (low, _) in sorted(ranges.items())},

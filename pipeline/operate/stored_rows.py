@@ -43,9 +43,10 @@ class StoredFile:
 
     @property
     def stored(self) -> dict[str, Any]:
-        """What the rows store, as the options of a writer: `moments` and `store`."""
+        """What the rows store, as the options of a file builder: `moments`, `store` and `without`."""
         latent = self.metadata["latent"]
-        return {"moments": latent["posterior"] == "moments", "store": tuple(latent.get("store", ()))}
+        more = {name: tuple(latent.get(name, ())) for name in ("store", "without")}
+        return {"moments": latent["posterior"] == "moments", **more}
 
     @property
     def has_these_columns(self) -> bool:
@@ -62,7 +63,8 @@ class StoredFile:
         """
         tar = self.path.suffix == ".tar"
         scalars = _tar_scalars(self.path) if tar else _parquet_scalars(self.path)
-        content, names = np.memmap(self.path, np.uint8, "r"), stored_names(**self.stored)
+        stored, content = self.stored, np.memmap(self.path, np.uint8, "r")
+        names = stored_names(moments=stored["moments"], store=stored["store"])
         for row, values in zip(self.index, scalars, strict=True):
             if values.pop("id") != row.id:
                 raise OutputError(f"{self.path.name} has another row than {row.id} at position {row.row}")

@@ -28,7 +28,16 @@ from pipeline.reader.sidecars import read_sidecars
 from pipeline.reader.spool import Spool
 from pipeline.reader.tar_stream import CutShort, Damage, Member, TarStream
 from pipeline.reader.texts import TEXT_BYTES, Caption, Metadata, parse_caption, parse_metadata
-from pipeline.records import MAYBE_STILL, MISSING, MemberRule, MemberVideo, Reject, Sample, SourceObject
+from pipeline.records import (
+    MAYBE_STILL,
+    MISSING,
+    VIDEO_EXTENSIONS,
+    MemberRule,
+    MemberVideo,
+    Reject,
+    Sample,
+    SourceObject,
+)
 from pipeline.storage import is_remote, locate, open_source, open_store
 
 if TYPE_CHECKING:
@@ -308,7 +317,8 @@ class ShardReader:
         if source.size > self._max_video_bytes:
             message = f"{source.size} bytes, the limit is {self._max_video_bytes}"
             return Reject(key, "read", "too_large", message, policy=True, uri=source.uri)
-        if self._rule and (fault := plain_fault(source, self._rule, self._max_video_bytes)) is not None:
+        by_rule = bool(self._rule) and extension in VIDEO_EXTENSIONS
+        if by_rule and (fault := plain_fault(source, self._rule, self._max_video_bytes)) is not None:
             return Reject(key, "read", *fault, uri=source.uri)
         sidecars = read_sidecars(source, self._config, lambda: count(self.counters, "unreadable_texts"))
         self._received(sum(len(data) for _, data in sidecars))

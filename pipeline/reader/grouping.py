@@ -9,7 +9,7 @@ Takes named members with their contents in archive order; yields `Sample`s and `
 - If the job encodes images, a key without a video has images by the same rules. An image of a key with a video is ignored, as the
   thumbnail that downloaders write. Both are samples only if the video comes out of order, after its key was emitted.
 - With `members` in the job, the videos of a sample are one sample, see `pairing`. A video that they do not name is rejected as
-  `unnamed_video`.
+  `unnamed_video`. Images are samples by the rules above.
 - A repeated name is rejected as `duplicate_key`, and texts after it count as those of the second video.
 
 A sample is emitted when its key ends, if it has a video and a caption or metadata. Others wait, within a limit in bytes, because their
@@ -79,7 +79,8 @@ class Grouper:
             yield from self.close_current()
             group = self.current = self._open(name.key)
         elif name.stem != group.stem and group.held_bytes > WINDOW_BYTES:
-            yield from self._shrink_pairs(group, name) if self._rule else self._shrink(group, name.stem)
+            paired = bool(self._rule) and not group.of_images
+            yield from self._shrink_pairs(group, name) if paired else self._shrink(group, name.stem)
         group.stem = name.stem
         if len(group.fields) < FIELDS_NAMED:
             group.fields[name.field] = None
@@ -119,7 +120,8 @@ class Grouper:
     def refusal(self, name: MemberName) -> Reject | None:
         """Reject of a video or image that need not be read: its name occurred before, or a preferred one of its stem was read."""
         group = self._group()
-        if self._rule and (reject := self._refused_by_rule(group, name)) is not None:
+        by_rule = bool(self._rule) and not name.is_image
+        if by_rule and (reject := self._refused_by_rule(group, name)) is not None:
             return reject
         if (taken := self._taken_of(name).get(name.stem)) is not None:
             return self._repeated(name) if taken == name.path else self._extra(name, taken)
@@ -161,7 +163,8 @@ class Grouper:
             video.index = group.index
         group.videos[stem] = video
         group.stems.add(stem)
-        if self._rule and (place := video.place(self._rule)) is not None:
+        place = None if video.name.is_image else video.place(self._rule)
+        if self._rule and place is not None:
             group.bases.add(place[0])
         group.held_bytes += video.num_bytes + GROUP_BYTES
         if held is None:
@@ -236,6 +239,7 @@ class Grouper:
         if (
             self._rule
             and group is not None
+            and not group.of_images
             and (cut := [pair for pair in group.pairs if pair.is_cut(self._rule, lost or [])])
         ):
             for pair in cut:  # one reject each, when the archive is drained
@@ -347,6 +351,11 @@ class Grouper:
     def _paired(self, group: Group, pair: Pair, key: str) -> Sample | Reject:
         if (fault := pair.fault(self._rule)) is not None:
             return self._faulty(key, fault)
+        if group.beside_damage and not pair.whole(self._rule):
+            lost = (
+                f"no member of {pair.stem} beside a broken tar header, which may have cost them; pack the shard again"
+            )
+            return self._faulty(key, ("corrupt_header", lost, False))
         if key in self._sample_keys or pair.main is None or pair.main.contents is None:
             return self._faulty(key, ("duplicate_key", LATE.format(name=pair.stem), False))
         self._sample_keys.add(key)

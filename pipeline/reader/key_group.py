@@ -63,7 +63,7 @@ class Group:
         """Whether no more members are expected: every video has a text, and its key is certain. Of a pair the main one has a text."""
         if self.rule and not self.of_images:
             pairs = self.pairs
-            whole = all(pair.fault(self.rule) is None for pair in pairs)
+            whole = all(pair.whole(self.rule) and pair.fault(self.rule) is None for pair in pairs)
             return bool(pairs) and whole and all(pair.main and self.texts_of(pair.main) for pair in pairs)
         lone = len(self.stems) == 1 and not self.again and self.key not in self.stems
         return bool(self.videos) and not lone and all(self.texts_of(video) for video in self.videos.values())

@@ -1,7 +1,7 @@
 """Pairing of videos: which of a tar's key, or which plain file with its members, are one sample, as the job's `members` say.
 
 Takes the videos of a `Group` with the `MemberRule`; gives `Pair`s in the order of their first videos. A video of an incomplete pair is not
-encoded: each pair that lacks its main video or a member is one reject.
+encoded: each pair that lacks its main video or a member is one reject. A video without any member is a sample if the rule says so.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.records import MAIN, MemberVideo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
 
     from pipeline.reader.key_group import Fault, Video
     from pipeline.records import MemberRule, SourceObject
@@ -31,8 +31,12 @@ class Pair:
         """The main video, if it is there."""
         return self.videos.get(MAIN)
 
+    def whole(self, rule: MemberRule) -> bool:
+        """Whether all videos are there."""
+        return len(self.videos) == 1 + len(rule.others)
+
     def fault(self, rule: MemberRule) -> Fault | None:
-        """Why the pair cannot be encoded; None if all its videos are there and can be read."""
+        """Why the pair cannot be encoded; None if all its videos are there and can be read, or it is an unpaired video that may be."""
         for name, video in self.videos.items():
             if video.fault is not None:
                 reason, message, policy = video.fault
@@ -45,23 +49,29 @@ class Pair:
                 f"{wanted} is not beside {found}; pack the videos of a sample one after another",
                 False,
             )
-        lacking = [f"{name} ({self.stem}.{suffix})" for name, suffix in rule.others if name not in self.videos]
-        return missing(self.main.name.path, lacking, rule) if lacking else None
+        return missing(self.main.name.path, self.stem, self.videos, rule)
 
     def is_cut(self, rule: MemberRule, lost: list[Video]) -> bool:
         """Whether an early end of the archive, which cost these videos, cost it a video or texts."""
-        return self.fault(rule) is not None or any(video is other for video in self.videos.values() for other in lost)
+        if not self.whole(rule) or self.fault(rule) is not None:
+            return True
+        return any(video is other for video in self.videos.values() for other in lost)
 
     def members(self, rule: MemberRule) -> tuple[MemberVideo, ...]:
         """All but the main video, in the order of their names. Call it where there is no `fault`."""
-        others = [(name, self.videos[name]) for name in rule.names]
+        others = [(name, self.videos[name]) for name in rule.names if name in self.videos]
         return tuple(MemberVideo(name, item.contents or b"", item.name.path) for name, item in others)
 
 
-def missing(main: str, lacking: list[str], rule: MemberRule) -> Fault:
-    """Fault of a main video without these members. One without any is a video of another kind, not a broken pair."""
-    if len(lacking) == len(rule.others):
-        return "no_members", f"{main} has no {', no '.join(lacking)}; encode it in a build without `members`", True
+def missing(main: str, stem: str, there: Container[str], rule: MemberRule) -> Fault | None:
+    """Fault of a main video of which only these members are there. One without any is a video of another kind, not a broken pair."""
+    lacking = [f"{name} ({stem}.{suffix})" for name, suffix in rule.others if name not in there]
+    none_there = len(lacking) == len(rule.others)
+    if not lacking or (none_there and rule.unpaired):
+        return None
+    if none_there:
+        message = f"{main} has no {', no '.join(lacking)}; set unpaired to encode, which takes videos without members"
+        return "no_members", message, True
     return (
         "missing_member",
         f"{main} has no {', no '.join(lacking)}; take them out of `members`, or add the files",
@@ -89,8 +99,8 @@ def plain_fault(source: SourceObject, rule: MemberRule, most_bytes: int) -> Faul
         wanted = f"{stem}.{rule.video}" if rule.video else f"a video {stem}"
         return "missing_member", f"{path} is the {name} of {wanted}, which is not among the inputs", False
     there = {member.name: member for member in source.members}
-    if lacking := [f"{name} ({stem}.{suffix})" for name, suffix in rule.others if name not in there]:
-        return missing(path, lacking, rule)
+    if (fault := missing(path, stem, there, rule)) is not None:
+        return fault
     for member in source.members:
         if member.size == 0:
             return "empty_video", f"{member.name}: {member.uri} has no bytes", False

@@ -31,10 +31,14 @@ def is_mask(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class MemberRule:
-    """Suffixes of the videos of one sample. `others`: (name, suffix) of each member, sorted. `video`: that of the main one; empty: any."""
+    """Suffixes of the videos of one sample. `others`: (name, suffix) of each member, sorted. `video`: that of the main one; empty: any.
+
+    `unpaired`: whether a video without any member, or an image, is a sample of its own.
+    """
 
     others: tuple[tuple[str, str], ...] = ()
     video: str = ""
+    unpaired: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.others)
@@ -43,11 +47,6 @@ class MemberRule:
     def names(self) -> tuple[str, ...]:
         """Of all members, in the order of a file."""
         return tuple(name for name, _ in self.others)
-
-    @property
-    def latents(self) -> tuple[str, ...]:
-        """Of those that the network encodes."""
-        return tuple(name for name in self.names if not is_mask(name))
 
     def place(self, path: str, stem: str) -> tuple[str, str] | None:
         """(path of the sample, name) of a video `path`, whose path without its extension is `stem`: name is `video` for the main one.
@@ -69,13 +68,16 @@ class MemberRule:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, part of the fingerprint."""
-        return {"version": VERSION, "video": self.video, "others": dict(self.others)}
+        more = {"unpaired": True} if self.unpaired else {}
+        return {"version": VERSION, "video": self.video, "others": dict(self.others), **more}
 
     @classmethod
     def of(cls, fingerprint_parts: dict[str, Any]) -> MemberRule:
         """The rule of data of a fingerprint; empty without paired videos."""
         raw = fingerprint_parts.get("members")
-        return cls() if raw is None else cls(tuple(sorted(raw["others"].items())), raw["video"])
+        if raw is None:
+            return cls()
+        return cls(tuple(sorted(raw["others"].items())), raw["video"], raw.get("unpaired", False))
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,8 @@ class WrittenFile:
     index_sha256: str
     frames: int = 0  # video frames of all rows; needed because buckets of whole videos name no length
     ranges: dict[str, list[Any]] = field(default_factory=dict)
-    """Least and greatest value of `id`, `fps` and `num_frames` over all rows; empty in receipts of version 1."""
+    """Least and greatest value of `id`, `fps` and `num_frames` over all rows, and with `unpaired: encode` whether they have each member,
+    true or false. Empty in receipts of version 1."""
 
     def __post_init__(self) -> None:
         if not self.key or not self.index_key or min(self.num_bytes, self.index_bytes, self.rows, self.frames) < 0:

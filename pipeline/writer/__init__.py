@@ -1,9 +1,10 @@
 """Writer of one shard attempt: checked data files with side indexes, under keys that no other attempt uses.
 
 Takes `LatentClip`s in any order. Returns uploaded `WrittenFile`s, which no reader sees until a receipt names them, and per-channel
-statistics. `add` refuses non-finite latents, wrong shapes and repeated ids. A finished file is read back and hashed, then uploaded by
-other threads while the next one is built.
+statistics. A file has rows of one bucket, all with the job's paired videos or all without. `add` refuses non-finite latents, wrong shapes
+and repeated ids. A finished file is read back and hashed, then uploaded by other threads while the next one is built.
 
+- `open_file`: a data file being written, and the rows that wait for it
 - `parquet_file`, `parquet_pages`, `tar_file`: the two containers
 - `upload_queue`: uploads while the next files are built
 """
@@ -11,9 +12,8 @@ other threads while the next one is built.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.errors import BuildError, StorageUnavailable
 from pipeline.format.codec import INT8, held_type, storage_name
@@ -21,8 +21,8 @@ from pipeline.format.columns import latent_row
 from pipeline.format.index import write_index
 from pipeline.format.tensors import LARGEST_HALF, SpanChecker, measure, measure_stored
 from pipeline.records import ChannelStats, WrittenFile
-from pipeline.writer.parquet_file import MAX_VALUE_BYTES, ParquetFileBuilder
-from pipeline.writer.tar_file import TarFileBuilder
+from pipeline.writer.open_file import BUILDERS, FileKind, OpenFile
+from pipeline.writer.parquet_file import MAX_VALUE_BYTES
 from pipeline.writer.upload_queue import FinishedFile, UploadQueue
 
 if TYPE_CHECKING:
@@ -37,58 +37,13 @@ if TYPE_CHECKING:
     from pipeline.format.layout import Layout
     from pipeline.records import LatentClip
     from pipeline.storage import Store
+    from pipeline.writer.open_file import DataFileBuilder
 
 READ_BACK_BYTES = 4 * 1024 * 1024
 FINISHED_FILES = 2
 """Finished files on the local disk, being uploaded or waiting, in multiples of `write.file_bytes`."""
 OPEN_BYTES = 128 * 1024 * 1024
 """Bytes of latents held over all open buckets, or four row groups if that is more; above it the fullest bucket is written early."""
-
-
-class DataFileBuilder(Protocol):
-    """Builder of one data file in a container format: takes sorted rows, returns a finished local file and index rows."""
-
-    suffix: str
-
-    @property
-    def num_bytes(self) -> int:
-        """Tensor bytes written so far."""
-        ...
-
-    def append(self, rows: Sequence[LatentRow]) -> None:
-        """Writes rows of the file's bucket."""
-        ...
-
-    def close(self) -> list[IndexRow]:
-        """Finishes the file."""
-        ...
-
-    def discard(self) -> None:
-        """Deletes the unfinished file."""
-        ...
-
-
-BUILDERS: dict[str, type[ParquetFileBuilder] | type[TarFileBuilder]] = {
-    "parquet": ParquetFileBuilder,
-    "tar": TarFileBuilder,
-}
-
-
-@dataclass(slots=True)
-class _OpenBucket:
-    """Bucket being written: rows waiting for their row group, and the open file, if any."""
-
-    waiting: list[LatentRow] = field(default_factory=list)
-    waiting_bytes: int = 0
-    builder: DataFileBuilder | None = None
-    path: Path = Path()
-    seq: int = 0
-    fps: set[float] = field(default_factory=set)  # of all rows of the file
-
-    @property
-    def index_path(self) -> Path:
-        """Beside the data file."""
-        return self.path.with_suffix(".idx")
 
 
 class ShardWriter:
@@ -105,6 +60,7 @@ class ShardWriter:
         layout: names of the objects of the output.
         drill: where to fail on purpose, for tests.
         members: names of paired videos, stored in addition to `config.store`.
+        unpaired: whether a clip may have none of them.
         progress: called with the number of bytes written, read back or sent, from any thread.
     """
 
@@ -122,11 +78,12 @@ class ShardWriter:
         drill: DrillConfig,
         progress: Callable[[int], None] | None = None,
         members: Sequence[str] = (),
+        unpaired: bool = False,
     ) -> None:
         if missing := {"spec", "fingerprint_parts", "encoder", "versions"} - metadata.keys():
             raise ValueError(f"metadata lacks {sorted(missing)}, got {sorted(metadata)}")
         self._config = config
-        self._stored: dict[str, Any] = {"moments": config.moments, "store": (*config.store, *members)}
+        self._members, self._unpaired = tuple(members), unpaired
         self._storage = storage_name(config.dtype, config.compression)
         self._progress = progress or (lambda num_bytes: None)
         self._uploads = UploadQueue(
@@ -136,7 +93,7 @@ class ShardWriter:
         self._shard_id, self._attempt, self._fingerprint = shard_id, attempt, fingerprint
         self._metadata = metadata
         self._layout = layout
-        self._open: dict[str, _OpenBucket] = {}
+        self._open: dict[FileKind, OpenFile] = {}
         self._ids: set[str] = set()
         self._files: list[WrittenFile] = []
         self._stats = ChannelStats(n=0, mean=(), m2=(), min=(), max=())
@@ -165,7 +122,7 @@ class ShardWriter:
             stats = stats.merge(values)
         self._stats = stats
         self._ids |= ids
-        self._take(variants[0].plan.bucket.name, rows)
+        self._take(rows)
 
     def _checked(self, clip: LatentClip, others: set[str]) -> tuple[LatentRow, ChannelStats]:
         """Row and statistics of one variant; `others`: ids of those before it."""
@@ -187,7 +144,10 @@ class ShardWriter:
             self._measure(clip, clip.cond_CTHW, "i2v_cond")
         for name, values in clip.members.items():
             self._measure(clip, values, name)
-        row = latent_row(clip, self._fingerprint, self._metadata["spec"], storage=self._storage, **self._stored)
+        paired = bool(clip.members) or not self._unpaired
+        store = (*self._config.store, *(self._members if paired else ()))
+        options: dict[str, Any] = {"moments": self._config.moments, "store": store, "storage": self._storage}
+        row = latent_row(clip, self._fingerprint, self._metadata["spec"], **options)
         if self._config.format == "parquet" and row.latent.num_bytes > MAX_VALUE_BYTES:
             raise BuildError(
                 f"latent of {row.latent.num_bytes} bytes, a Parquet value holds {MAX_VALUE_BYTES}: "
@@ -210,15 +170,15 @@ class ShardWriter:
         if row.id in self._ids:
             raise BuildError(f"clip id {row.id} occurs twice", shard=self._shard_id, stage="write")
         self._ids.add(row.id)
-        self._take(row.scalars["bucket"], [row])
+        self._take([row])
 
     def finish(self) -> tuple[tuple[WrittenFile, ...], ChannelStats | None]:
         """Closes and checks open files, and waits for all uploads. Returns files in the order they were closed, and statistics; both are
         empty without clips.
         """
-        for name in sorted(self._open):
-            self._write_group(name)
-            self._close_file(name)
+        for kind in sorted(self._open):
+            self._write_group(kind)
+            self._close_file(kind)
         self._uploads.finish()
         self._finished = True
         return tuple(self._files), self._stats if self._stats.n else None
@@ -266,48 +226,55 @@ class ShardWriter:
         limit = min(self._config.max_abs, LARGEST_HALF) if self._config.dtype == INT8 else self._config.max_abs
         return measure(array_CTHW, clip.dtype, limit, name=name, key=clip.sample.key, clip=clip.plan.index)
 
-    def _take(self, name: str, rows: list[LatentRow]) -> None:
-        opened = self._open.setdefault(name, _OpenBucket())
+    def _take(self, rows: list[LatentRow]) -> None:
+        kind = FileKind(rows[0].scalars["bucket"], any(name in rows[0].tensors for name in self._members))
+        opened = self._open.setdefault(kind, OpenFile())
         num_bytes = sum(row.num_bytes for row in rows)
         if opened.waiting and opened.waiting_bytes + num_bytes > self._config.row_group_bytes:
-            self._write_group(name)
+            self._write_group(kind)
         opened.waiting += rows
         opened.waiting_bytes += num_bytes
         if opened.waiting_bytes >= self._config.row_group_bytes:
-            self._write_group(name)
+            self._write_group(kind)
         most = max(OPEN_BYTES, 4 * self._config.row_group_bytes)
-        while sum(bucket.waiting_bytes for bucket in self._open.values()) > most:
+        while sum(other.waiting_bytes for other in self._open.values()) > most:
             self._write_group(max(self._open, key=lambda other: self._open[other].waiting_bytes))
 
-    def _write_group(self, name: str) -> None:
-        opened = self._open[name]
+    def _write_group(self, kind: FileKind) -> None:
+        opened = self._open[kind]
         if not opened.waiting:
             return
         with self._spooling():
             if opened.builder is None:
-                kind = BUILDERS[self._config.format]
+                builder = BUILDERS[self._config.format]
                 opened.seq, self._seq = self._seq, self._seq + 1
-                opened.path = self._spool_dir / f"{self._stem(opened.seq)}{kind.suffix}"
-                opened.builder = kind(opened.path, self._file_metadata(name), **self._stored)
+                opened.path = self._spool_dir / f"{self._stem(opened.seq)}{builder.suffix}"
+                opened.builder = builder(opened.path, self._file_metadata(kind), **self._columns(kind))
             opened.builder.append(sorted(opened.waiting, key=lambda row: row.order))
         opened.fps |= {row.scalars["fps"] for row in opened.waiting}
         self._progress(opened.waiting_bytes)
         opened.waiting, opened.waiting_bytes = [], 0
         if opened.builder.num_bytes >= self._config.file_bytes:
-            self._close_file(name)
+            self._close_file(kind)
 
-    def _close_file(self, name: str) -> None:
-        opened = self._open[name]
+    def _columns(self, kind: FileKind) -> dict[str, Any]:
+        """What a file stores, as options of its builder."""
+        store = (*self._config.store, *(self._members if kind.paired else ()))
+        without = self._members if self._unpaired and not kind.paired else ()
+        return {"moments": self._config.moments, "store": store, "without": without}
+
+    def _close_file(self, kind: FileKind) -> None:
+        opened = self._open[kind]
         if opened.builder is None:
             return
-        written = self._finish_file(name, opened, opened.builder)
+        written = self._finish_file(kind, opened, opened.builder)
         opened.builder = None
         self._uploads.put(FinishedFile(opened.path, opened.index_path, written))
         self._files.append(written)
 
-    def _finish_file(self, name: str, opened: _OpenBucket, builder: DataFileBuilder) -> WrittenFile:
+    def _finish_file(self, kind: FileKind, opened: OpenFile, builder: DataFileBuilder) -> WrittenFile:
         """Closes, reads back and indexes a file. Data file and index are in the spool folder afterwards."""
-        key = self._layout.data_key(self._fingerprint, name, self._stem(opened.seq), builder.suffix)
+        key = self._layout.data_key(self._fingerprint, kind.bucket, self._stem(opened.seq), builder.suffix)
         index_key = self._layout.index_key(key)
         with self._spooling():
             rows = builder.close()
@@ -319,11 +286,12 @@ class ShardWriter:
             "id": {row.id for row in rows},
             "fps": opened.fps,
             "num_frames": {row.num_frames for row in rows},
+            **{name: {kind.paired} for name in self._members if self._unpaired},
         }
         ranges = {column: [min(values), max(values)] for column, values in columns.items()}
         opened.fps = set()
         return WrittenFile(
-            key, index_key, name, num_bytes, index_bytes, len(rows), sha256, index_sha256, frames, ranges
+            key, index_key, kind.bucket, num_bytes, index_bytes, len(rows), sha256, index_sha256, frames, ranges
         )
 
     @contextmanager
@@ -342,16 +310,17 @@ class ShardWriter:
     def _stem(self, seq: int) -> str:
         return f"{self._shard_id[:16]}-{self._attempt}-{seq:05d}"
 
-    def _file_metadata(self, bucket: str) -> dict[str, Any]:
+    def _file_metadata(self, kind: FileKind) -> dict[str, Any]:
         """Metadata of a data file, as in docs/formats.md. Independent of the attempt: equal rows give equal files."""
         spec = self._metadata["spec"]
         recommended = {name: spec.get(name) for name in ("scale", "shift", "mean", "std")}
+        columns = self._columns(kind)
         return {
             **self._metadata,
             "format": "latentset",
             "format_version": self._layout.version,
             "container": self._config.format,
-            "bucket": bucket,
+            "bucket": kind.bucket,
             "shard_id": self._shard_id,
             "fingerprint": self._fingerprint,
             "latent": {
@@ -360,7 +329,7 @@ class ShardWriter:
                 "layout": "CTHW",
                 "byte_order": "little",
                 **({} if self._config.compression == "none" else {"compression": self._config.compression}),
-                **({"store": sorted(self._stored["store"])} if self._stored["store"] else {}),
+                **{name: sorted(columns[name]) for name in ("store", "without") if columns[name]},
             },
             "normalisation": {"applied": False, **recommended},
         }

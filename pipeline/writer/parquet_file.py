@@ -64,12 +64,15 @@ class ParquetFileBuilder:
         *,
         moments: bool,
         store: Collection[str] = (),
+        without: Collection[str] = (),
         stream_bytes: int = STREAM_BYTES,
     ) -> None:
+        """`moments`, `store`, `without`: as of `parquet_schema`."""
         self._path = path
         self._stream_bytes = stream_bytes
         self._names = stored_names(moments=moments, store=store)
-        schema = parquet_schema(moments=moments, store=store)
+        schema = parquet_schema(moments=moments, store=store, without=without)
+        self._null = [item for item in schema if item.name.rpartition("_")[0] in without]
         tensors = [bytes_column(name) for name in self._names]
         self._schema = schema.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
         self._sink = pa.OSFile(str(path), "wb")
@@ -100,6 +103,7 @@ class ParquetFileBuilder:
         streamed = large if len(rows) == 1 else []
         for name in self._names:
             columns |= _tensor_columns(name, [row.tensors[name] for row in rows], name in streamed)
+        columns |= {item.name: pa.nulls(len(rows), item.type) for item in self._null}
         columns |= {name: pa.array([row.scalars[name] for row in rows], kind) for name, kind in SCALARS.items()}
         self._writer.write_table(pa.table(columns, schema=self._schema), row_group_size=len(rows))
         for name in streamed:

@@ -34,9 +34,17 @@ class TarFileBuilder:
 
     suffix = ".tar"
 
-    def __init__(self, path: Path, metadata: dict[str, Any], *, moments: bool, store: Collection[str] = ()) -> None:
-        """`moments`, `store`: as for Parquet, where they decide the columns; here each row has the members of its tensors."""
-        del moments, store
+    def __init__(
+        self,
+        path: Path,
+        metadata: dict[str, Any],
+        *,
+        moments: bool,
+        store: Collection[str] = (),
+        without: Collection[str] = (),
+    ) -> None:
+        """`moments`, `store`, `without`: as for Parquet, where they decide the columns; here each row has the members of its tensors."""
+        del moments, store, without
         self._path = path
         self._file = path.open("wb")
         # PAX writes plain USTAR headers and adds an extended one only for names over 100 bytes or members over 8 GiB.

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from deltalake import DeltaTable
+from PIL import Image
 
 import pipeline
 from pipeline.config import StorageConfig, build_job
@@ -20,9 +21,11 @@ from pipeline.format.columns import SCALARS, parquet_schema
 from pipeline.format.index import INDEX_SCHEMA
 from pipeline.format.stored import OPTIONAL
 from pipeline.ledger.candidate import gather
+from pipeline.loader.dataset import LatentDataset
 from pipeline.look.canary import canary_check
 from pipeline.operate.publish import PublishOptions, publish
 from pipeline.operate.publish_checks import Limits
+from pipeline.operate.verify import verify_output
 from pipeline.reader import read_samples
 from pipeline.records import MemberRule, shard_from_dict, stored_shard
 from pipeline.records.members import RESERVED
@@ -208,9 +211,77 @@ def test_no_member_has_the_name_of_a_column():
     assert set(SCALARS) <= RESERVED
 
 
-def test_members_are_of_videos():
-    with pytest.raises(ConfigError, match="build of their own"):
-        build_job({"inputs": ["x"], "output": "o", "members.control": "d.mp4", "images.policy": "keep"})
+@pytest.fixture(scope="module")
+def mixed(built):
+    """The tar with the same rule and `unpaired: encode`, and a folder: a pair, a video without a member, an image."""
+    folder = built[1] / "mixed"
+    folder.mkdir()
+    (folder / "p.mp4").write_bytes(video_bytes(18, seed=1))
+    (folder / "p.depth.mp4").write_bytes(video_bytes(18, seed=2))
+    (folder / "p.mask.mp4").write_bytes(mask_bytes(18))
+    (folder / "q.mp4").write_bytes(video_bytes(18, seed=4))
+    Image.new("RGB", (64, 64), "#8040c0").save(folder / "s.png")
+    values = built[0].model_dump() | {
+        "inputs": [str(built[1] / "000.tar"), str(folder)],
+        "output": str(built[1] / "all"),
+    }
+    job = build_job(values | {"unpaired": "encode", "images.policy": "keep"})
+    pipeline.encode(job)
+    return job
+
+
+def test_unpaired_videos_and_images_are_rows_without_the_columns_of_members(mixed, stored):
+    found = rows(mixed.output)
+    have = {row["source_key"]: row["control_bytes"] is not None for row in found.values()}
+    assert have == {"a": True, "more": True, "p": True, "bare": False, "q": False, "s": False}
+    assert all((row["mask_shape"] is None) == (row["control_dtype"] is None) for row in found.values())
+    alone = {(row["source_key"], row["clip_index"], row["variant"]): row for row in stored.values()}
+    for row in found.values():  # bare.mp4 and a.mp4 are one video
+        same = alone.get((row["source_key"].replace("bare", "a"), row["clip_index"], row["variant"]))
+        assert same is None or row["vae_latent_bytes"] == same["vae_latent_bytes"]
+        for name in ("control_bytes", "mask_bytes") if row["source_key"] in ("a", "more") else ():
+            assert row[name] == same[name]
+    reasons = Counter(reject.reason for receipt in receipts(mixed.output) for reject in receipt.rejects)
+    assert reasons == {"missing_member": 2, "member_mismatch": 2, "unnamed_video": 1}
+    assert pipeline.encode(mixed).shards_done == 0
+
+
+def test_the_plan_of_a_mixed_corpus_counts_members_where_they_are(mixed):
+    planned, found = forecast_job(mixed), rows(mixed.output)
+    names = ("vae_latent_bytes", "control_bytes", "mask_bytes")
+    assert planned.clips == len(found)
+    assert planned.latent_bytes == sum(len(row[name] or b"") for row in found.values() for name in names)
+
+
+def test_a_mixed_output_is_published_checked_and_filtered(mixed, tmp_path):
+    store = open_store(mixed.output, StorageConfig())
+    parts = gather(store, None, tmp_path).fresh_parts(store, 8)
+    numbers = canary_check(StorageConfig(), clips=12)(store, parts).numbers
+    assert numbers["clips"] == numbers["bit_exact"] == 12
+    publish(store, PublishOptions(limits=Limits(reject_budget=1)))
+    found = DeltaTable(f"{mixed.output}/data").to_pyarrow_table().to_pylist()
+    assert {row["source_key"] for row in found if row["mask_bytes"] is None} == {"bare", "q", "s"}
+    paired = LatentDataset.open(mixed.output, where="control is not null", columns=("control",))
+    assert {row.source_key for row in paired} == {"a", "more", "p"}
+    assert verify_output(store).ok
+
+
+def test_images_beside_paired_videos_need_unpaired_encode():
+    options = {"inputs": ["x"], "output": "o", "members.control": "d.mp4"}
+    with pytest.raises(ConfigError, match="set unpaired to encode"):
+        build_job({**options, "images.policy": "keep"})
+    with pytest.raises(ConfigError, match=r"images.policy is only"):
+        build_job({**options, "images.policy": "only", "unpaired": "encode"})
+
+
+def test_unpaired_is_part_of_the_fingerprint_of_a_job_with_members_alone():
+    rule = MemberRule((("control", "depth.mp4"),))
+    options = {"inputs": ["x"], "output": "o", "unpaired": "encode"}
+    encode_all = build_job({**options, "members.control": "depth.mp4"}).member_rule
+    assert rule.to_dict() == {"version": 1, "video": "", "others": {"control": "depth.mp4"}}
+    assert encode_all.to_dict() == {**rule.to_dict(), "unpaired": True}
+    assert MemberRule.of({"members": encode_all.to_dict()}) == encode_all
+    assert not build_job(options).member_rule.unpaired
 
 
 def test_a_decoder_that_crashes_costs_no_row_and_doubles_none(built, stored, tmp_path):
@@ -231,7 +302,8 @@ def test_a_plan_says_what_the_build_does(built, stored):
     assert {reason: dropped.count for reason, dropped in planned.dropped.items()} == dict(
         Counter(reject.reason for reject in receipt.rejects)
     )
-    written = sum(len(row["vae_latent_bytes"]) + len(row["control_bytes"]) for row in stored.values())
+    names = ("vae_latent_bytes", "control_bytes", "mask_bytes")
+    written = sum(len(row[name]) for row in stored.values() for name in names)
     assert planned.latent_bytes == written
 
 

@@ -18,6 +18,7 @@ from pipeline.records import (
     ClipPlan,
     Counts,
     LatentClip,
+    MemberRule,
     Receipt,
     Reject,
     Sample,
@@ -152,7 +153,10 @@ def shard_writer(
     drill: DrillConfig | None = None,
     layout: Layout = CURRENT,
     members: tuple[str, ...] = (),
+    unpaired: bool = False,
 ) -> ShardWriter:
+    rule = MemberRule(tuple((name, f"{name}.mp4") for name in members), unpaired=unpaired)
+    parts = PARTS | ({"members": rule.to_dict()} if rule else {})
     return ShardWriter(
         store,
         spool,
@@ -160,10 +164,11 @@ def shard_writer(
         shard_id=shard_of(shard).id(FINGERPRINT),
         attempt=attempt,
         fingerprint=FINGERPRINT,
-        metadata=METADATA,
+        metadata=METADATA | {"fingerprint_parts": parts},
         layout=layout,
         drill=drill or DrillConfig(),
         members=members,
+        unpaired=unpaired,
     )
 
 

@@ -89,12 +89,17 @@ def test_verify_of_another_folder_fails(tmp_path):
     assert "not a latent set" in lathe("verify", tmp_path, code=1).stdout
 
 
-def test_plan_predicts_what_encode_does(built):
+def test_plan_predicts_what_encode_does(built, tmp_path):
     corpus, _ = built
     text = lathe("plan", corpus, "--frames", "5", "--size", "32x32", "--clips", "tile").stdout
     assert "6 samples: 4 give" in text
     assert "too_short" in text
-    plan = json.loads(lathe("plan", corpus, "--frames", "5", "--size", "32x32", "--clips", "tile", "--json").stdout)
+    job = {"inputs": [str(corpus)], "clips": {"frames": [5], "size": ["32x32"], "select": "tile"}}
+    job["write"] = {"store": ["first_frame"], "compression": "zstd"}
+    (tmp_path / "job.yaml").write_text(json.dumps(job))
+    plan = json.loads(lathe("plan", "--config", tmp_path / "job.yaml", "--json").stdout)
+    assert plan["first_frame_bytes"] == pytest.approx(plan["clips"] * 32 * 32 * 0.4, abs=1)
+    assert "before compression by zstd" in plan["notices"][0]
     status = json.loads(lathe("status", built[1], "--json").stdout)
     assert (plan["clips"], plan["frames"]) == (status["clips"], status["frames"])
 

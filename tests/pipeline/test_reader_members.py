@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import tarfile
 from pathlib import Path
@@ -12,13 +13,14 @@ from pipeline.config import StorageConfig
 from pipeline.corpus import resolve_inputs
 from pipeline.errors import SourceChanged
 from pipeline.reader import ShardReader, grouping, read_samples
-from pipeline.records import MemberRule, Reject, Sample, Shard, SourceObject
+from pipeline.records import ImagePolicy, MemberRule, Reject, Sample, Shard, SourceObject
 from pipeline.storage import open_store
 from tests.conftest import S3Server
 
 MiB = 1024 * 1024
 
 RULE = MemberRule((("control", "depth.mp4"), ("mask", "mask.mkv")), "mp4")
+ALL = dataclasses.replace(RULE, unpaired=True)
 
 
 def packed(names: list[str], size: int = 700) -> bytes:
@@ -33,10 +35,11 @@ def packed(names: list[str], size: int = 700) -> bytes:
     return out.getvalue()
 
 
-def read(path, data: bytes, rule: MemberRule = RULE) -> list[Sample | Reject]:
+def read(path, data: bytes, rule: MemberRule = RULE, images: ImagePolicy = "skip") -> list[Sample | Reject]:
     path.write_bytes(data)
     shard = Shard("tar", "x.tar", (SourceObject(str(path), len(data), f"{path.stat().st_mtime_ns}-{len(data)}"),))
-    once, again = (list(read_samples(shard, StorageConfig(), max_video_bytes=1 << 20, members=rule)) for _ in range(2))
+    options = {"max_video_bytes": 1 << 20, "members": rule, "images": images}
+    once, again = (list(read_samples(shard, StorageConfig(), **options)) for _ in range(2))
     assert once == again
     return once
 
@@ -105,6 +108,45 @@ def test_an_archive_that_ends_early_costs_one_reject_of_the_pair(tmp_path, cut_a
         at = archive.getmembers()[3 + cut_after].offset_data + 5
     items = read(tmp_path / "x.tar", whole[:at])
     assert described(items) == [("a", "a.txt.....", ["a.mp4", "a.depth.mp4", "a.mask.mkv"]), ("b", "truncated_shard")]
+
+
+def test_videos_without_members_and_images_are_samples_where_the_rule_says_so(tmp_path):
+    names = ["a.mp4", "a.txt", "b.mp4", "b.depth.mp4", "b.mask.mkv", "b.txt", "c.mp4", "c.depth.mp4", "d.depth.mp4"]
+    names += ["e.1.mp4", "e.2.mp4", "f.webm", "g.png", "g.txt", "h.2.jpg", "h.2.txt", "b.jpg"]
+    items = described(read(tmp_path / "x.tar", packed(names), ALL, "keep"))
+    assert sorted(items, key=lambda item: item[0]) == [
+        ("a", "a.txt.....", ["a.mp4"]),
+        ("b", "b.txt.....", ["b.mp4", "b.depth.mp4", "b.mask.mkv"]),
+        ("c", "missing_member"),
+        ("d", "missing_member"),
+        ("e.1", None, ["e.1.mp4"]),
+        ("e.2", None, ["e.2.mp4"]),
+        ("f", "no_video"),
+        ("f.webm", "unnamed_video"),
+        ("g", "g.txt.....", ["g.png"]),
+        ("h", "h.2.txt...", ["h.2.jpg"]),
+    ]
+
+
+def test_a_video_waits_for_members_that_are_not_beside_it(tmp_path, monkeypatch):
+    names = ["a.mp4", "a.txt", "b.mp4", "b.txt", "a.depth.mp4", "a.mask.mkv"]
+    whole = [("a", "a.txt.....", ["a.mp4", "a.depth.mp4", "a.mask.mkv"]), ("b", "b.txt.....", ["b.mp4"])]
+    assert described(read(tmp_path / "x.tar", packed(names), ALL)) == whole
+    monkeypatch.setattr(grouping, "WINDOW_BYTES", 1000)
+    late = described(read(tmp_path / "y.tar", packed(names), ALL))
+    assert late == [("a", "a.txt.....", ["a.mp4"]), ("b", "b.txt.....", ["b.mp4"]), ("a", "missing_member")]
+
+
+def test_a_video_whose_members_may_be_lost_is_not_taken_for_an_unpaired_one(tmp_path):
+    names = ["a.mp4", "a.depth.mp4", "a.mask.mkv", "a.txt", "b.mp4", "b.txt", "b.depth.mp4", "b.mask.mkv"]
+    whole = packed(names)
+    with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
+        depth, mask = (archive.getmember(f"b.{end}") for end in ("depth.mp4", "mask.mkv"))
+    cut = described(read(tmp_path / "x.tar", whole[: depth.offset + 100], ALL))
+    assert [item[:2] for item in cut] == [("a", "a.txt....."), ("b", "truncated_shard")]
+    broken = whole[: depth.offset] + bytes([255] * 1536) + whole[mask.offset + 1536 :]
+    keys = [item[:2] for item in described(read(tmp_path / "y.tar", broken, ALL))]
+    assert ("b", "corrupt_header") in keys
 
 
 def test_temporary_files_of_members_are_deleted(tmp_path):

@@ -89,6 +89,25 @@ def test_tables_by_caption_and_by_hash_and_lists_of_numbers_are_one_set(output: 
     assert [len(item["newest"]["covers"]) for item in list_sets(output.store)] == [1]
 
 
+def test_a_table_of_all_captions_covers_rows_whose_every_caption_it_has(tmp_path: Path) -> None:
+    sample = {"captions": (("txt", "a dog"), ("short", "dog"), ("long", "a dog runs")), "caption": "a dog"}
+    clips = [clip_of(0, SHORT, **sample), clip_of(1, SHORT, caption="a cat")]
+    output = write_output(tmp_path / "out", tmp_path / "spool", [clips])
+    table = written(tmp_path, [row(array(n), caption=text) for n, text in enumerate(["a dog", "dog", "a cat", ""])])
+    with pytest.raises(InputError, match=r"'dog'.*--captions for others than caption,"):
+        imported(output, table)
+    assert imported(output, table, captions=("all",)).lacking == 1
+    more = written(tmp_path, [row(array(9), caption="a dog runs")], "more.parquet")
+    assert imported(output, more, captions=("all",)).lacking == 0
+    with LatentLoader(LatentDataset.open(output.uri), batch=2, sidecars="mine", captions="captions") as loader:
+        seen = {text for _, batch in zip(range(40), loader, strict=False) for text in batch.captions}
+    assert seen == {"a dog", "dog", "a dog runs", "a cat"}
+    with pytest.raises(ConfigError, match=r"or \"metadata\.KEY\""):
+        imported(output, table, captions=("all", "first"))
+    with pytest.raises(ConfigError, match="by id"):
+        imported(output, by_id(output, tmp_path, 2), captions=("all",))
+
+
 def test_a_safetensors_table_has_tensors_by_name(output: Output, tmp_path: Path) -> None:
     tensors = {}
     for n, name in enumerate(sorted(output.clips)):

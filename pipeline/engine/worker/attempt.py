@@ -101,6 +101,7 @@ class ShardAttempt:
             drill=job.drill,
             progress=self._progress.add,
             members=job.member_rule.names,
+            unpaired=job.member_rule.unpaired,
         )
         self._writing = ClipWriting(
             self._writer, f"write-{self.name}", finished=self._commit, failed=self.fail, wake=wake

@@ -61,7 +61,7 @@ class EncodeLoop:
         self._counts = LoopCounts()
         self.stats = self._counts.stats  # without what is counted elsewhere: see `live_stats`
         self._progress = ProgressCounter()
-        self._context, self._member_names = context, job.member_rule.latents
+        self._context = context
         self._encoder = encoder
         self._record = record
         # A compiler shows no progress but time; beyond this much in all, a compiler that hangs is found by `engine.hang_s`.
@@ -315,7 +315,7 @@ class EncodeLoop:
     def _finish_clip(self, clip: OpenClip) -> None:
         del clip.video.runs[clip.plan.index, clip.member]
         self.stats.clips += not clip.member
-        if variants := clip.finished(1 + len(self._member_names), held_type(self._context.job.write.dtype)):
+        if variants := clip.finished(held_type(self._context.job.write.dtype)):
             clip.attempt.clip_done(*variants)
         self._close_if_done(clip.attempt, clip.video)
 

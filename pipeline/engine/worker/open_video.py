@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pipeline.engine.worker.latent_spool import LatentSpool, to_storage
-from pipeline.records import LatentClip
+from pipeline.records import LatentClip, is_mask
 
 if TYPE_CHECKING:
     from pipeline.encoder import Encoded
@@ -31,6 +31,11 @@ class OpenVideo:
     runs: dict[Track, ClipRun] = field(default_factory=dict)
     encoded: dict[int, list[OpenClip]] = field(default_factory=dict)
     ended: bool = False
+
+    @property
+    def tracks(self) -> int:
+        """Videos that go through the network: the main one and its members, but for masks."""
+        return 1 + sum(not is_mask(member.name) for member in self.sample.members)
 
 
 @dataclass(eq=False, slots=True)
@@ -63,13 +68,11 @@ class OpenClip:
         self.damaged += chunk.damaged
         self.end_s = chunk.pts_s[-1]
 
-    def finished(self, tracks: int, dtype: str) -> list[LatentClip]:
-        """Called after the last chunk: all variants of the clip, in the order of their plans, or nothing while one of the `tracks` of each
-        variant is missing.
-        """
+    def finished(self, dtype: str) -> list[LatentClip]:
+        """Called after the last chunk: all variants of the clip, in the order of their plans, or nothing while a track of one misses."""
         done = self.video.encoded.setdefault(self.plan.clip_index, [])
         done.append(self)
-        if len(done) < tracks * self.plan.variants:
+        if len(done) < self.video.tracks * self.plan.variants:
             return []
         del self.video.encoded[self.plan.clip_index]
         main = sorted((clip for clip in done if not clip.member), key=lambda clip: clip.plan.index)

@@ -170,8 +170,8 @@ class ShardAccounts:
         return dict(sorted((self._warnings + Counter(counters)).items()))
 
     def _settle(self, account: SampleAccount) -> None:
-        if account.ended:  # clips may wait long to be written; the encoded video must not wait with them
-            account.sample = replace(account.sample, video=b"")
+        if account.ended:  # clips may wait long to be written; the encoded videos must not wait with them
+            account.sample = replace(account.sample, video=b"", members=())
         if not account.closed:
             return
         sample = account.sample
