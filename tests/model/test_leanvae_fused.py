@@ -13,6 +13,7 @@ from model import kernels
 from model.colour import yuv_to_video
 from model.kernels import Kernels, convolve_norm, geglu, planes_to_rows
 from model.kernels.graphs import EAGER_RUNS, StepGraphs
+from model.leanvae.fast.layers import LayerHistory
 from tests.model.test_kernel_graphs import Recorder
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -75,6 +76,35 @@ def test_planes_and_float_video_agree(fused):
         fused.encode_planes(planes, ["bt709"])
 
 
+@pytest.mark.parametrize("layers", [1, 3])
+def test_other_depths_agree_with_the_definition(references, golden, layers):
+    depth = {"sep_num_layer": layers, "fusion_num_layer": layers, "ista_iter_num": layers, "ista_layer_num": layers}
+    fused = model.load("leanvae", config={**golden.config, **depth, "latent_dim": 3}, untrained=5)
+    plain = fused.with_backend("plain")
+    want = plain.encode(golden["in/B"], moments=True)[0]
+    got = fused.encode(golden["in/B"], moments=True)[0]
+    assert relative(got.mean, want.mean) <= 1e-5
+    assert relative(got.logvar, want.logvar) <= 1e-5
+    assert (
+        relative(fused.decode(want.mean)[0], plain.decode(want.mean)[0]) <= 1e-3
+    )  # norms of sparse tokens amplify rounding
+
+
+def test_long_chunks_are_split_into_steps(fused, golden, monkeypatch):
+    monkeypatch.setattr("model.stepped_vae.STEP_TOKENS", 2 * 2 * 6)  # two rows of clip A at a time
+    steps = fused._spans(5, 2 * 6)
+    assert [span.stop for span in steps] == [2, 4, 5]
+    golden.check("out/A_z", fused.encode(golden["in/A"])[0].mean)
+    golden.check("out/A_dec", fused.decode(golden["out/A_z"])[0])
+
+
+def test_a_layer_without_history_is_an_error():
+    history = LayerHistory(None, 2)
+    history.save(0, torch.zeros(1, 3, 2, 2, 4))
+    with pytest.raises(RuntimeError, match="1 of 2 layers saved no history"):
+        history.new_state()
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_low_precision_is_no_worse_than_plain(references, golden, dtype):
     fused = model.from_state_dict("leanvae", golden.config, golden.weights, dtype=dtype)
@@ -95,6 +125,8 @@ def test_with_backend_keeps_the_weights(fused, golden):
     _, state = fused.encode(golden["in/A"][:, :, :5])
     rest, _ = plain.encode(golden["in/A"][:, :, 5:], state)  # states are interchangeable
     golden.check("out/A_z", torch.cat([fused.encode(golden["in/A"][:, :, :5])[0].mean, rest.mean], dim=2))
+    first, state = fused.decode(golden["out/A_z"][:, :, :2])
+    golden.check("out/A_dec", torch.cat([first, plain.decode(golden["out/A_z"][:, :, 2:], state)[0]], dim=2))
 
 
 def test_recorded_steps_give_the_same_latents(fused):

@@ -104,6 +104,17 @@ def test_low_precision_stays_close_and_returns_float32(golden, dtype):
         assert 1e-6 < error < bound, (name, error)
 
 
+def test_whole_grids_give_the_published_vectors(golden, monkeypatch):
+    """Whole batches and chunks in one step, as on a GPU, on the CPU."""
+    monkeypatch.setattr("model.stepped_vae.by_rows", lambda device: False)
+    vae = model.from_state_dict("leanvae", golden.config, golden.weights)
+    posterior, _ = vae.encode(golden["in/A"], moments=True)
+    golden.check("out/A_z", posterior.mean)
+    golden.check("out/A_logvar_raw", posterior.logvar)
+    golden.check("out/B_z", encode_in_chunks(vae, golden["in/B"], 5))
+    golden.check("out/B_dec", decode_in_chunks(vae, golden["out/B_z"], 2))
+
+
 @torch.no_grad()
 def test_the_definition_equals_the_published_network(golden):
     network = definition("leanvae", golden.config, golden.weights)

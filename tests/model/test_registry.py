@@ -90,7 +90,7 @@ def test_untrained_weights_are_reproducible_and_sane(golden):
 
 def test_a_loaded_network_has_its_documented_attributes(vae, golden):
     assert vae.config == registry.complete("leanvae", golden.config)
-    assert (vae.numerics, vae.untrained, vae.seed, vae.checkpoint) == (2, False, None, None)
+    assert (vae.numerics, vae.untrained, vae.seed, vae.checkpoint) == (3, False, None, None)
     assert len(vae.weights_sha256) == 64
     assert vae.spec == model.spec("leanvae", golden.config)
     assert vae.weights_sha256[:12] in repr(vae)

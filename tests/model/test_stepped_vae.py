@@ -1,0 +1,78 @@
+"""Definitions run in steps: whatever is compiled is one graph, and compiled steps are as lossless as eager ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import model
+from model.definition import DEFINED
+from model.stepped_vae import SteppedVAE, find_compiler
+from tests.model.test_definitions import CONFIGS, video
+
+NETWORKS = {family: model.load(family, config=CONFIGS[family], untrained=0) for family in DEFINED}
+STEPPED = [family for family, vae in NETWORKS.items() if isinstance(vae, SteppedVAE)]
+
+
+def has_compiler() -> bool:
+    try:
+        find_compiler()
+    except RuntimeError:
+        return False
+    return True
+
+
+def runs_as_one_graph(vae, kind, x, past):
+    step = vae._eager(kind, first=not past, last=False)
+    compiled = torch.compile(step, backend="eager", fullgraph=True, dynamic=False)
+    for got, want in zip(compiled(x, *past), step(x, *past), strict=True):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("family", STEPPED)
+@torch.no_grad()
+def test_every_step_is_one_graph(family):
+    vae, stride = NETWORKS[family], model.spec(family, CONFIGS[family]).time_stride
+    shown = video(1 + stride)
+    posterior, state = vae.encode(shown[:, :, :1])
+    _, decoding = vae.decode(posterior.mean, last=False)
+    for kind, first, following, past in (
+        ("encode", shown[:, :, :1], shown[:, :, 1:], state.tensors),
+        ("decode", posterior.mean, posterior.mean, decoding.tensors),
+    ):
+        runs_as_one_graph(vae, kind, first, ())
+        runs_as_one_graph(vae, kind, following, past)
+
+
+@pytest.mark.skipif(not has_compiler(), reason="compiling needs a C++ compiler, and torch found none")
+def test_compiled_steps_give_the_same_bits_in_any_chunks_and_batch(monkeypatch):
+    """Its videos are begun eagerly, as states are the same: one step is compiled."""
+    monkeypatch.setattr(
+        "torch._inductor.config.compile_threads", 1
+    )  # its processes would import torch for a few small kernels
+    eager = NETWORKS["leanvae"]
+    compiled = model.load("leanvae", config=CONFIGS["leanvae"], untrained=0, compile=True)
+    assert (eager.identity().compiled, compiled.identity().compiled) == (False, True)
+    shown = torch.cat([video(13), video(13).flip(3)])
+    state = eager.encode(shown[:, :, :1])[1]
+    want = eager.encode(shown[:, :, 1:], state)[0].mean
+    together = compiled.encode(shown[:, :, 1:], state)[0].mean
+    assert 0 < (together - want).abs().max() <= 1e-5 * want.abs().max()  # compiled sums are in another order
+    assert len(compiled._compiled_steps) == 1
+    for place, alone in enumerate(eager.split_state(state)):
+        first, alone = compiled.encode(shown[place : place + 1, :, 1:5], alone)
+        rest, _ = compiled.encode(shown[place : place + 1, :, 5:], alone)
+        assert torch.equal(torch.cat([first.mean, rest.mean], dim=2), together[place : place + 1])
+    assert len(compiled._compiled_steps) == 1
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    with pytest.raises(RuntimeError, match=r"needs a C\+\+ compiler"):
+        model.load("leanvae", config=CONFIGS["leanvae"], untrained=0, compile=True)
+
+
+def test_compiling_a_network_of_diffusers_is_refused():
+    for call in (model.load, model.identify):
+        with pytest.raises(ValueError, match="networks of diffusers cannot be compiled"):
+            call("taesd", untrained=0, compile=True)
