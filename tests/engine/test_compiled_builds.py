@@ -55,7 +55,9 @@ def test_a_later_build_follows_the_output_and_the_other_choice_is_refused(compil
     output, report = compiled
     write_tar(corpus / "000001.tar", {"more": {"mp4": video_bytes(5, seed=9)}})
     before = set(receipts(output)[0].files)
-    with pytest.raises(ConfigError, match=r"engine\.compile: off was asked for, and the latents of .* are made with on"):
+    with pytest.raises(
+        ConfigError, match=r"engine\.compile: off was asked for, and the latents of .* are made with on"
+    ):
         pipeline.encode(tiny_job(corpus, output, "engine.compile=off"))
     later = pipeline.encode(tiny_job(corpus, output))
     assert (later.compiled, later.compile_reason) == (True, "as the latents of this output")
