@@ -57,7 +57,9 @@ class History:
     def keep(self, x: torch.Tensor) -> None:
         """Keeps a copy of `x` for the next step, so that a state does not keep whole activations alive."""
         if self._keep:
-            self._kept.append(x.clone(memory_format=torch.contiguous_format))
+            self._kept.append(
+                torch.cat([x])
+            )  # unlike clone: compact, and in the memory format of x (channels last or not)
 
     def tensors(self) -> StateTensors:
         """State for the next step.

@@ -1,7 +1,6 @@
 """Layers of WF-VAE and WFVAE2 as published, under their published names (WF-VAE section 3, arXiv 2411.17459).
 
-Videos `B C T H W`. Convolutions over frames are causal: they see the first frame repeated in front. Haar filters are buffers, so that
-`parameters()` are the trained ones, as in the published EMA files. Under `torch.autocast` convolutions and attention run in 16 bits,
+Videos `B C T H W`. Convolutions over frames are causal. In 16 bits (of weights, or under `torch.autocast`) are convolutions and attention;
 norms and the residual stream stay float32.
 """
 
@@ -14,9 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.history import WHOLE, History
-from model.layers import COLOURS, at_least_float32, no_autocast, own_autocast, per_frame, recomputed, without_autocast
+from model.layers import COLOURS, at_least_float32, own_autocast, per_frame, recomputed, without_autocast
 from model.wfvae.facts import GROUPS
-from model.wfvae.wavelets import PLANE_BANDS, VOLUME_BANDS, default_filter
+from model.wfvae.wavelets import repeat_first
 
 EPS = 1e-6
 
@@ -36,28 +35,28 @@ class LayerNorm(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Norm of groups of channels over all positions of a video or, of `N C H W`, of each frame."""
+    """Norm of groups of channels over all positions of a video; `each_frame`: of a frame."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The shape of `x`."""
-        return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+    def __init__(self, channels: int, *, each_frame: bool) -> None:
+        super().__init__(GROUPS, channels, eps=EPS)
+        self.each_frame = each_frame
+
+    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """`B C T H W` -> `B C T H W`."""
+        weight, bias = self.weight.to(x_BCTHW.dtype), self.bias.to(x_BCTHW.dtype)
+        if self.each_frame:
+            return per_frame(lambda x_NCHW: F.group_norm(x_NCHW, GROUPS, weight, bias, EPS), x_BCTHW)
+        return F.group_norm(x_BCTHW, GROUPS, weight, bias, EPS)
 
 
-def normaliser(kind: str, channels: int) -> nn.Module:
+def normaliser(kind: str, channels: int, *, each_frame: bool = False) -> nn.Module:
     """Norm of kind `layernorm` or `groupnorm`."""
-    return LayerNorm(channels) if kind == "layernorm" else GroupNorm(GROUPS, channels, eps=EPS)
+    return LayerNorm(channels) if kind == "layernorm" else GroupNorm(channels, each_frame=each_frame)
 
 
-def normed(x_BCTHW: torch.Tensor, norm: nn.Module, *, each_frame: bool = False) -> torch.Tensor:
-    """The norm in at least float32; with `each_frame` groups have statistics of each frame."""
-    if each_frame and isinstance(norm, GroupNorm):
-        return without_autocast(lambda x: per_frame(norm, x), x_BCTHW)
-    return without_autocast(norm, x_BCTHW)
-
-
-def activated(x_BCTHW: torch.Tensor, norm: nn.Module, *, each_frame: bool = False) -> torch.Tensor:
-    """Norm and SiLU, run again in the backward pass: little work, much memory."""
-    return recomputed(True, lambda x: F.silu(normed(x, norm, each_frame=each_frame)), x_BCTHW)
+def activated(x_BCTHW: torch.Tensor, norm: nn.Module) -> torch.Tensor:
+    """Norm and SiLU in at least float32, run again in the backward pass: little work, much memory."""
+    return recomputed(True, lambda x: F.silu(without_autocast(norm, x)), x_BCTHW)
 
 
 class CausalConv3d(nn.Module):
@@ -105,16 +104,17 @@ class Residual(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, norm: str, *, over_time: bool = True) -> None:
         super().__init__()
-        conv = CausalConv3d if over_time else FrameConv
-        self.each_frame = not over_time
-        self.norm1, self.conv1 = normaliser(norm, in_channels), conv(in_channels, out_channels)
-        self.norm2, self.conv2 = normaliser(norm, out_channels), conv(out_channels, out_channels)
+        conv, each_frame = CausalConv3d if over_time else FrameConv, not over_time
+        self.norm1 = normaliser(norm, in_channels, each_frame=each_frame)
+        self.conv1 = conv(in_channels, out_channels)
+        self.norm2 = normaliser(norm, out_channels, each_frame=each_frame)
+        self.conv2 = conv(out_channels, out_channels)
         self.nin_shortcut = conv(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x_BCTHW: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
         """`B C T H W` -> the same with `out_channels`."""
-        h = self.conv1(activated(x_BCTHW, self.norm1, each_frame=self.each_frame), history)
-        h = self.conv2(activated(h, self.norm2, each_frame=self.each_frame), history)
+        h = self.conv1(activated(x_BCTHW, self.norm1), history)
+        h = self.conv2(activated(h, self.norm2), history)
         return at_least_float32(x_BCTHW if self.nin_shortcut is None else self.nin_shortcut(x_BCTHW)) + h
 
 
@@ -129,7 +129,7 @@ class Attention(nn.Module):
 
     def forward(self, x_BCTHW: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
         """`B C T H W` -> `B C T H W`."""
-        h = normed(x_BCTHW, self.norm)
+        h = without_autocast(self.norm, x_BCTHW)
         q, k, v = (self._tokens(conv(h)) for conv in (self.q, self.k, self.v))
         y_NCP = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2)
         B, C, T, H, W = x_BCTHW.shape
@@ -188,64 +188,6 @@ class Upsample(nn.Module):
         held_back = int(self.interpolation == "trilinear" and not history.last)
         doubled = doubled[:, :, returned : doubled.shape[2] - held_back]
         return torch.cat([x_BCTHW[:, :, :1], doubled], dim=2) if history.first else doubled
-
-
-class Analysis(nn.Module):
-    """Forward Haar transform, over frames if `over_time`, else of each frame, without autocast."""
-
-    def __init__(self, *, over_time: bool) -> None:
-        super().__init__()
-        self.over_time = over_time
-        for name in VOLUME_BANDS if over_time else PLANE_BANDS:
-            if over_time:
-                self.add_module(f"{name}_conv", _Filter(name))
-            else:
-                self.register_buffer(name, default_filter(f"wavelet_transform.{name}"))
-
-    def forward(self, x_BCTHW: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
-        """`B 3 T H W` -> bands `B 24 T' H/2 W/2`, or of each frame `B 12 T H/2 W/2`. Channel = 3 * band + colour."""
-        if self.over_time:
-            kernel = torch.cat([self.get_buffer(f"{name}_conv.conv.weight") for name in VOLUME_BANDS])
-            x_BCTHW = repeat_first(x_BCTHW, int(history.first))  # frames are then read in pairs: none is kept
-        else:
-            kernel = torch.cat([self.get_buffer(name) for name in PLANE_BANDS])[:, :, None]
-        with no_autocast(x_BCTHW):  # coefficients would lose bits in bfloat16
-            x_BCTHW = at_least_float32(x_BCTHW)
-            bands = F.conv3d(x_BCTHW.flatten(0, 1)[:, None], kernel.to(x_BCTHW.dtype), stride=kernel.shape[2:])
-        return bands.unflatten(0, (-1, COLOURS)).transpose(1, 2).flatten(1, 2)
-
-
-class _Filter(nn.Module):
-    """Filter of one band; published as the kernel of a causal convolution."""
-
-    def __init__(self, band: str) -> None:
-        super().__init__()
-        self.conv = nn.Module()
-        self.conv.register_buffer("weight", default_filter(f"wavelet_transform.{band}"))
-
-
-class Synthesis(nn.Module):
-    """Inverse Haar transform, in at least float32; over frames it drops its first frame."""
-
-    def __init__(self, *, over_time: bool) -> None:
-        super().__init__()
-        self.over_time = over_time
-        for name in VOLUME_BANDS if over_time else PLANE_BANDS:
-            self.register_buffer(name, default_filter(f"wavelet_transform.{name}"))
-
-    def forward(self, bands_BCTHW: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
-        """Bands -> `B 3 T H W`."""
-        kernel = torch.cat([self.get_buffer(name) for name in (VOLUME_BANDS if self.over_time else PLANE_BANDS)])
-        kernel = kernel if self.over_time else kernel[:, :, None]
-        colours = at_least_float32(bands_BCTHW).unflatten(1, (-1, COLOURS)).transpose(1, 2).flatten(0, 1)
-        with no_autocast(bands_BCTHW):
-            image = F.conv_transpose3d(colours, kernel.to(colours), stride=kernel.shape[2:])
-        return image.unflatten(0, (-1, COLOURS)).squeeze(2)[:, :, int(self.over_time and history.first) :]
-
-
-def repeat_first(x_BCTHW: torch.Tensor, copies: int) -> torch.Tensor:
-    """Repeats the first frame in front."""
-    return torch.cat([x_BCTHW[:, :, :1]] * copies + [x_BCTHW], dim=2) if copies else x_BCTHW
 
 
 def add_low(bands_BCTHW: torch.Tensor, image_BCTHW: torch.Tensor, history: History = WHOLE) -> torch.Tensor:

@@ -20,18 +20,17 @@ from model.reconstruction import Coefficients, Reconstruction
 from model.registry import complete, spec
 from model.wfvae.facts import time_stride
 from model.wfvae.layers import (
-    Analysis,
     Attention,
     CausalConv3d,
     Downsample,
     FrameConv,
     Residual,
-    Synthesis,
     Upsample,
     activated,
     add_low,
     normaliser,
 )
+from model.wfvae.wavelets import Analysis, Synthesis
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,20 +1,19 @@
-"""Haar transforms of WF-VAE, as cells of pixels and small matrices.
+"""Haar transforms of WF-VAE, as published: filters of the bands, forward transform, inverse transform; in at least float32.
 
-A cell holds the pixels of one 2x2x2 or 2x2 block as channels. The matrices between cells and bands are made from the filters in a
-checkpoint and fold into the convolution next to them.
-
-Cell channel = C * tap + c with taps in the order (frame, row, column); band channel = C * band + c, low band first.
+Filters are buffers, so that `parameters()` are the trained ones, as in the published EMA files. Channel of bands = 3 * band + colour, low
+band first.
 """
 
 from __future__ import annotations
 
 from itertools import product
-from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from model.history import WHOLE, History
+from model.layers import COLOURS, at_least_float32, no_autocast
 
 VOLUME_BANDS = ("h", "g", "hh", "gh", "h_v", "g_v", "hh_v", "gh_v")  # band = 4 time + 2 row + column
 PLANE_BANDS = ("aa", "ad", "da", "dd")  # low, rows, columns, both
@@ -34,53 +33,59 @@ def default_filter(key: str) -> torch.Tensor:
     return VOLUME_GAIN * torch.tensor(taps, device="cpu").view(1, 1, 2, 2, 2)
 
 
-def filters_of(weights: Mapping[str, torch.Tensor], prefix: str) -> torch.Tensor:
-    """Filters of the transform, forward or inverse, published under `prefix`: `(bands, taps)` float64."""
-    names = PLANE_BANDS if f"{prefix}.aa" in weights else VOLUME_BANDS
-    keys = [key if (key := f"{prefix}.{name}") in weights else f"{key}_conv.conv.weight" for name in names]
-    return torch.stack([weights[key].detach().double().cpu().flatten() for key in keys])
+class Analysis(nn.Module):
+    """Forward transform, over frames if `over_time`, else of each frame."""
+
+    def __init__(self, *, over_time: bool) -> None:
+        super().__init__()
+        self.over_time = over_time
+        for name in VOLUME_BANDS if over_time else PLANE_BANDS:
+            if over_time:
+                self.add_module(f"{name}_conv", _Filter(name))
+            else:
+                self.register_buffer(name, default_filter(f"wavelet_transform.{name}"))
+
+    def forward(self, x_BCTHW: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
+        """`B 3 T H W` -> bands `B 24 T' H/2 W/2`, or of each frame `B 12 T H/2 W/2`."""
+        if self.over_time:
+            kernel = torch.cat([self.get_buffer(f"{name}_conv.conv.weight") for name in VOLUME_BANDS])
+            x_BCTHW = repeat_first(x_BCTHW, int(history.first))  # frames are then read in pairs: none is kept
+        else:
+            kernel = torch.cat([self.get_buffer(name) for name in PLANE_BANDS])[:, :, None]
+        with no_autocast(x_BCTHW):
+            x_BCTHW = at_least_float32(x_BCTHW)
+            bands = F.conv3d(x_BCTHW.flatten(0, 1)[:, None], kernel.to(x_BCTHW.dtype), stride=kernel.shape[2:])
+        return bands.unflatten(0, (-1, COLOURS)).transpose(1, 2).flatten(1, 2)
 
 
-def per_colour(matrix: torch.Tensor) -> torch.Tensor:
-    """Expands a matrix between bands and taps to one between `3 * band + rgb` and `3 * tap + rgb`."""
-    return torch.kron(matrix.contiguous(), torch.eye(3, dtype=matrix.dtype))
+class _Filter(nn.Module):
+    """Filter of one band; published as the kernel of a causal convolution."""
+
+    def __init__(self, band: str) -> None:
+        super().__init__()
+        self.conv = nn.Module()
+        self.conv.register_buffer("weight", default_filter(f"wavelet_transform.{band}"))
 
 
-def fold_analysis(weight_OIhw: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
-    """Weight of a convolution that reads bands -> weight of the same convolution on cells, float64."""
-    return torch.einsum("oihw,ij->ojhw", weight_OIhw.detach().double(), per_colour(filters))
+class Synthesis(nn.Module):
+    """Inverse transform; over frames it drops the first frame of a video."""
+
+    def __init__(self, *, over_time: bool) -> None:
+        super().__init__()
+        self.over_time = over_time
+        for name in VOLUME_BANDS if over_time else PLANE_BANDS:
+            self.register_buffer(name, default_filter(f"wavelet_transform.{name}"))
+
+    def forward(self, bands_BCTHW: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
+        """Bands -> `B 3 T H W`."""
+        kernel = torch.cat([self.get_buffer(name) for name in (VOLUME_BANDS if self.over_time else PLANE_BANDS)])
+        kernel = kernel if self.over_time else kernel[:, :, None]
+        colours = at_least_float32(bands_BCTHW).unflatten(1, (-1, COLOURS)).transpose(1, 2).flatten(0, 1)
+        with no_autocast(bands_BCTHW):
+            image = F.conv_transpose3d(colours, kernel.to(colours), stride=kernel.shape[2:])
+        return image.unflatten(0, (-1, COLOURS)).squeeze(2)[:, :, int(self.over_time and history.first) :]
 
 
-def fold_synthesis(weight: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
-    """Weight or bias that produces bands (first axis) -> one that produces cells, float64."""
-    return torch.einsum("ij,i...->j...", per_colour(filters), weight.detach().double())
-
-
-def volume_cells(x_BTHWC: torch.Tensor, *, first: bool) -> torch.Tensor:
-    """`B T H W C` -> `B T/2 H/2 W/2 8C`; at the start of a video the first frame is repeated in front."""
-    if first:
-        x_BTHWC = torch.cat([x_BTHWC[:, :1], x_BTHWC], dim=1)
-    B, T, H, W, C = x_BTHWC.shape
-    cells = x_BTHWC.reshape(B, T // 2, 2, H // 2, 2, W // 2, 2, C).permute(0, 1, 3, 5, 2, 4, 6, 7)
-    return cells.reshape(B, T // 2, H // 2, W // 2, 8 * C)
-
-
-def plane_cells(x_BTHWC: torch.Tensor) -> torch.Tensor:
-    """`B T H W C` -> `B T H/2 W/2 4C`."""
-    B, T, H, W, C = x_BTHWC.shape
-    cells = x_BTHWC.reshape(B, T, H // 2, 2, W // 2, 2, C).permute(0, 1, 2, 4, 3, 5, 6)
-    return cells.reshape(B, T, H // 2, W // 2, 4 * C)
-
-
-def from_volume_cells(cells_BTHWC: torch.Tensor, *, first: bool) -> torch.Tensor:
-    """`B T H W 8C` -> `B 2T 2H 2W C`; at the start of a video the first frame is dropped."""
-    B, T, H, W, C = cells_BTHWC.shape
-    x = cells_BTHWC.view(B, T, H, W, 2, 2, 2, C // 8).permute(0, 1, 4, 2, 5, 3, 6, 7)
-    return x.reshape(B, 2 * T, 2 * H, 2 * W, C // 8)[:, int(first) :]
-
-
-def from_plane_cells(cells_BTHWC: torch.Tensor) -> torch.Tensor:
-    """`B T H W 4C` -> `B T 2H 2W C`."""
-    B, T, H, W, C = cells_BTHWC.shape
-    x = cells_BTHWC.view(B, T, H, W, 2, 2, C // 4).permute(0, 1, 2, 4, 3, 5, 6)
-    return x.reshape(B, T, 2 * H, 2 * W, C // 4)
+def repeat_first(x_BCTHW: torch.Tensor, copies: int) -> torch.Tensor:
+    """Repeats the first frame in front."""
+    return torch.cat([x_BCTHW[:, :, :1]] * copies + [x_BCTHW], dim=2) if copies else x_BCTHW

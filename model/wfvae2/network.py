@@ -13,23 +13,21 @@ import torch
 from torch import nn
 
 from model.history import WHOLE, History
-from model.layers import COLOURS, run
+from model.layers import COLOURS, run, without_autocast
 from model.wfvae.layers import (
-    Analysis,
     Attention,
     CausalConv3d,
     Downsample,
     FrameConv,
     Residual,
-    Synthesis,
     Upsample,
     activated,
     add_low,
     normaliser,
-    normed,
 )
 from model.wfvae.network import Bands
 from model.wfvae.network import Network as WFVAENetwork
+from model.wfvae.wavelets import Analysis, Synthesis
 from model.wfvae2.facts import decoder_widths
 
 if TYPE_CHECKING:
@@ -193,7 +191,7 @@ class Decoder(nn.Module):
         for level in self.up_blocks:
             h, image, bands = level(h, image, history, recompute)
             predicted.append(bands)
-        bands = self.conv_out(normed(h, self.norm_out))  # no activation here, unlike WF-VAE
+        bands = self.conv_out(without_autocast(self.norm_out, h))  # no activation here, unlike WF-VAE
         bands = add_low(bands, cast("torch.Tensor", image), history)  # there is at least one level
         return self.inverse_wavelet_transform_out(bands, history), tuple(predicted[::-1])
 

@@ -1,4 +1,4 @@
-"""Time in WF-VAE: frames a decoder holds back, states at the end of a video, full widths in chunks.
+"""Time in WF-VAE: frames a decoder holds back, states at the end of a video, interpolation, steps of a GPU.
 
 Agreement of any chunks, batches and interleavings is tested for every network in `test_lossless.py`.
 """
@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import model
-from model.definition import definition
-from model.registry import PRESETS
+from model import stepped_vae
+from model.history import WHOLE
+from model.wfvae.layers import Upsample, normaliser
 from tests.model.conftest import Golden
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -50,16 +51,35 @@ def test_frames_are_returned_as_soon_as_they_are_final(vae, counts):
     assert torch.equal(torch.cat(frames, dim=2), vae.decode(latent)[0])
 
 
-def test_each_latent_is_decoded_once(monkeypatch):
-    """No latent is decoded twice for look-ahead: one call of the middle's first block per latent."""
+def test_each_latent_is_decoded_once():
+    """No latent is decoded twice for look-ahead."""
     vae, seen = network("wfvae-tiny"), []
     latent = vae.encode(pixels(1, 3, 17, 16, 16))[0].mean
-    conv_in = vae._decoder.conv_in
-    monkeypatch.setattr(vae._decoder, "conv_in", lambda x, stream: seen.append(x.shape[1]) or conv_in(x, stream))
-    state = None
-    for row in range(5):
-        _, state = vae.decode(latent[:, :, row : row + 1], state, last=row == 4)
+    with vae._running.decoder.conv_in.register_forward_pre_hook(lambda layer, given: seen.append(given[0].shape[2])):
+        state = None
+        for row in range(5):
+            _, state = vae.decode(latent[:, :, row : row + 1], state, last=row == 4)
     assert seen == [1] * 5
+
+
+@pytest.mark.parametrize(
+    ("interpolation", "want"),
+    [("nearest", [0, 4, 4, 8, 8, 16, 16]), ("trilinear", [0, 4, 5, 7, 10, 14, 16])],
+)
+def test_frames_after_the_first_are_doubled_by_the_published_weights(interpolation, want):
+    """A quarter of a neighbour and three quarters of the frame itself; frame 0 stays alone."""
+    upsample = Upsample(1, over_time=True, interpolation=interpolation)
+    frames = torch.tensor([0.0, 4.0, 8.0, 16.0]).view(1, 1, 4, 1, 1)
+    assert upsample._doubled(frames, WHOLE).flatten().tolist() == want
+
+
+def test_norms_of_groups_of_each_frame_do_not_mix_frames():
+    x = torch.randn(2, 64, 3, 4, 4, generator=torch.Generator().manual_seed(0)) + torch.arange(3.0).view(3, 1, 1)
+    groups = x.unflatten(1, (32, 2))
+    for each_frame, axes in ((True, (2, 4, 5)), (False, (2, 3, 4, 5))):
+        mean, variance = groups.mean(axes, keepdim=True), groups.var(axes, keepdim=True, unbiased=False)
+        want = ((groups - mean) / (variance + 1e-6).sqrt()).flatten(1, 2)
+        assert torch.allclose(normaliser("groupnorm", 64, each_frame=each_frame)(x), want, atol=1e-5)
 
 
 def test_a_state_after_the_last_latent_is_refused():
@@ -97,13 +117,12 @@ def test_states_do_not_grow_and_own_their_memory(fixture):
 
 
 def test_whole_chunk_steps_are_equal_up_to_rounding(monkeypatch):
-    """Steps of a GPU, run on the CPU: equal up to rounding, one step after the first frame."""
+    """Steps of a GPU, run on the CPU: whole batches and chunks, equal up to rounding."""
     vae = network("wfvae-tiny")
     video = pixels(2, 3, 17, 16, 24)
     want = vae.encode(video, moments=True)[0]
     frames = vae.decode(want.mean)[0]
-    monkeypatch.setattr(type(vae), "_videos", lambda self, batch: iter([slice(0, batch)]))
-    monkeypatch.setattr(type(vae), "_steps", lambda self, rows, first: [(0, 1), (1, rows)] if first else [(0, rows)])
+    monkeypatch.setattr(stepped_vae, "by_rows", lambda device: False)
     got, state = vae.encode(video[:, :, :9], moments=True)
     rest, _ = vae.encode(video[:, :, 9:], state, moments=True)
     assert torch.allclose(torch.cat([got.mean, rest.mean], dim=2), want.mean, atol=1e-5)
@@ -112,55 +131,3 @@ def test_whole_chunk_steps_are_equal_up_to_rounding(monkeypatch):
     end, _ = vae.decode(want.mean[:, :, 3:], state)
     assert (begin.shape[2], end.shape[2]) == (7, 10)
     assert torch.allclose(torch.cat([begin, end], dim=2), frames, atol=1e-5)
-
-
-# ---- full width -----------------------------------------------------------------------------------------------------
-
-HALF = {**PRESETS["wfvae-s-8ch"].config, "base_channels": 64, "decoder_energy_flow_hidden_size": 64}
-
-
-@pytest.fixture(scope="module")
-def wide():
-    """Half as wide as the smallest published network, which is enough to use every fast path."""
-    vae = model.load("wfvae", config=HALF, untrained=0)
-    backends = {
-        conv.conv.backend for block in vae._encoder.stages[2] for conv in (getattr(block, "conv1", None),) if conv
-    }
-    backends |= {block.conv1.conv.backend for block in vae._encoder.stages[1][1:-1]}
-    assert backends == {"winograd", "onednn"}
-    return vae
-
-
-def test_full_width_in_chunks_and_batches_agrees_with_the_plain_network(wide):
-    """With odd sides of the latent grid."""
-    video = pixels(2, 3, 9, 24, 40)
-    whole = wide.encode(video, moments=True)[0]
-    with torch.no_grad():
-        want = definition("wfvae", wide.config, wide.network.state_dict()).encode(video)
-    for got, reference in ((whole.mean, want.mean), (whole.logvar, want.logvar)):
-        assert (got - reference).abs().max() <= 1e-5 * reference.abs().max()
-    state, parts = None, []
-    for chunk in (video[1:, :, :1], video[1:, :, 1:5], video[1:, :, 5:]):
-        posterior, state = wide.encode(chunk, state)
-        parts.append(posterior.mean)
-    assert torch.equal(torch.cat(parts, dim=2), whole.mean[1:])
-
-
-def test_full_width_decoding_is_exact_in_chunks_and_close_in_bfloat16(wide):
-    posterior = wide.encode(pixels(1, 3, 5, 16, 16), moments=True)[0]
-    assert 0.2 < posterior.mean.std() < 4
-    assert 0.2 < posterior.logvar.std() < 4
-    whole = wide.decode(posterior.mean)[0]
-    assert 0.05 < whole.std() < 1
-    with torch.no_grad():
-        plain = definition("wfvae", wide.config, wide.network.state_dict()).decode(posterior.mean)
-    assert (whole - plain).abs().max() <= 1e-5 * plain.abs().max()
-    first, state = wide.decode(posterior.mean[:, :, :1], last=False)
-    rest, _ = wide.decode(posterior.mean[:, :, 1:], state)
-    assert torch.equal(torch.cat([first, rest], dim=2), whole)
-    rough = model.from_state_dict("wfvae", HALF, wide.network.state_dict(), dtype="bfloat16")
-    for got, exact in (
-        (rough.encode(pixels(1, 3, 5, 16, 16))[0].mean, posterior.mean),
-        (rough.decode(posterior.mean)[0], whole),
-    ):
-        assert 1e-5 < (got - exact).abs().max() / exact.abs().max() < 3e-2
