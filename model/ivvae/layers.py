@@ -1,12 +1,10 @@
 """Layers of IV-VAE as published, under their published names (section 3 of the paper; group causal convolution: supplement 2.1).
 
-Videos have frames first, `B T C H W`, so that using them as the batch is a view. "Width c" means channels of a branch: features have 2c
-channels, those of the key-frame (2-D) branch first, then those of the motion (3-D) branch.
+Videos have channels last, `B T H W C`: what convolutions of frames read fastest in 16 bits, and what norms and attention work along.
+"Width c" means channels of a branch: features have 2c channels, those of the key-frame (2-D) branch first, then those of the motion (3-D)
+branch. In 16 bits are convolutions and attention; norms and the residual stream stay float32.
 
-The published code processes groups of frames in turn and keeps the last frame of each layer. Here a pair of convolutions is one
-convolution of each frame that gives the 2-D output and the product of each tap of the 3-D kernel; the products are summed over
-neighbouring frames, so that the whole video is processed at once. Under `torch.autocast` convolutions and attention run in 16 bits, norms
-and the residual stream stay float32.
+A step of a video (`model.history`) begins with frame 0 or with a group of frames; a whole video is one step.
 """
 
 from __future__ import annotations
@@ -17,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.layers import at_least_float32, for_weights, recomputed, with_zero_gradient
+from model.history import WHOLE, History
+from model.layers import at_least_float32, own_autocast, recomputed, with_zero_gradient
 
 DILATIONS = (1, 3, 6, 9, 12)  # of the 3x3 convolutions in the encoder's head, which follow a 1x1
 
@@ -29,54 +28,68 @@ class NormGain(nn.Module):
         super().__init__()
         self.gamma = nn.Parameter(torch.empty(channels, *(1,) * axes))
 
-    def forward(self, x_BTCHW: torch.Tensor, *, halves: int = 2) -> torch.Tensor:
+    def forward(self, x_BTHWC: torch.Tensor, *, halves: int = 2) -> torch.Tensor:
         """In at least float32; with `halves=1` one norm over all channels."""
-        parts = at_least_float32(x_BTCHW).unflatten(2, (halves, -1))
-        unit = F.normalize(parts, dim=3) * parts.shape[3] ** 0.5
-        return unit.flatten(2, 3) * self.gamma.flatten()[:, None, None]
+        parts = at_least_float32(x_BTHWC).unflatten(-1, (halves, -1))
+        gain = at_least_float32(self.gamma).view(halves, -1) * parts.shape[-1] ** 0.5
+        return (F.normalize(parts, dim=-1) * gain).flatten(-2)
 
 
 class ConvPair(nn.Module):
     """2-D and 3-D convolution that both read every channel (group causal convolution; published as `Sep_Conv3d`), 3x3(x3) or 1x1(x1).
 
     A frame's 3-D output reads the frame before (frame 0 reads itself instead), itself, and the next frame of its group; `group` frames
-    to a group after frame 0.
+    to a group after frame 0. `full_precision`: products stay in at least float32.
     """
 
-    def __init__(self, channels_in: int, width_out: int, size: int, group: int = 1) -> None:
+    def __init__(
+        self, channels_in: int, width_out: int, size: int, group: int = 1, *, full_precision: bool = False
+    ) -> None:
         super().__init__()
-        self.group = group
+        self.group, self.full_precision = group, full_precision
         self.conv_2d = nn.Conv2d(channels_in, width_out, size)
         self.conv_3d = nn.Conv3d(channels_in, width_out, size)
 
-    def forward(self, x_BTCHW: torch.Tensor) -> torch.Tensor:
-        """`B T C H W` -> 2-D outputs, then 3-D ones, `B T 2*width H W`."""
+    def forward(self, x_BTHWC: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
+        """`B T H W C` -> 2-D outputs, then 3-D ones, `B T H W 2*width`.
+
+        One convolution of each frame gives the 2-D output and the product of each tap of the 3-D kernel; products are summed over frames.
+        """
         flat, deep = self.conv_2d, self.conv_3d
-        if flat.kernel_size[0] == 1:
-            weight = torch.cat([flat.weight, deep.weight.squeeze(2)])
-            return _per_frame(x_BTCHW, weight, torch.cat([_bias(flat), _bias(deep)]))
-        weight = torch.cat([flat.weight, *deep.weight.unbind(2)])
-        zeros = deep.weight.new_zeros(deep.out_channels)
-        y = _per_frame(x_BTCHW, weight, torch.cat([_bias(flat), zeros, _bias(deep), zeros]), padding=1)
-        key, to_next, present, to_previous = y.split([flat.out_channels, *[deep.out_channels] * 3], dim=2)
-        # whether frame 1, 2, ... is the first of its group
-        begins = torch.arange(x_BTCHW.shape[1] - 1, device=x_BTCHW.device) % self.group == 0
-        following = to_previous[:, 1:].masked_fill(begins[:, None, None, None], 0.0)
-        before = torch.cat([to_next[:, :1], to_next[:, :-1]], dim=1)
-        return torch.cat([key, before + present + F.pad(following, (0, 0, 0, 0, 0, 0, 0, 1))], dim=2)
+        weight, zeros = torch.cat([flat.weight, *deep.weight.unbind(2)]), torch.zeros_like(_bias(deep))
+        with own_autocast(self, x_BTHWC):
+            if flat.kernel_size[0] == 1:
+                return _per_frame(x_BTHWC, weight, torch.cat([_bias(flat), _bias(deep)]))
+            y = _per_frame(x_BTHWC, weight, torch.cat([_bias(flat), zeros, _bias(deep), zeros]), padding=1)
+        key, to_next, present, to_previous = y.split([flat.out_channels, *[deep.out_channels] * 3], dim=-1)
+        motion = present + history.extend(to_next, 1, axis=1, start="first")[:, :-1]
+        begins = begins_group(y.shape[1], self.group, history, y.device)
+        motion[:, :-1] += to_previous[:, 1:].masked_fill(begins[1:], 0.0)
+        return torch.cat([key, motion], dim=-1)
+
+
+def begins_group(frames: int, group: int, history: History, device: torch.device) -> torch.Tensor:
+    """Which of a step's frames are frame 0 or begin a group of `group` frames, as a mask `T 1 1 1`."""
+    order = torch.arange(frames, device=device)
+    begins = (order == 0) | (order % group == 1 % group) if history.first else order % group == 0
+    return begins[:, None, None, None]
 
 
 class FrameConv2d(nn.Module):
-    """Convolution of each frame over both branches, zero padding (published as `Sep_Conv2d`)."""
+    """Convolution of each frame over both branches, zero padding (published as `Sep_Conv2d`). `full_precision`: as of `ConvPair`."""
 
-    def __init__(self, channels_in: int, channels_out: int, size: int, *, dilation: int = 1) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, size: int, *, dilation: int = 1, full_precision: bool = False
+    ) -> None:
         super().__init__()
+        self.full_precision = full_precision
         self.conv = nn.Conv2d(channels_in, channels_out, size, padding=dilation * (size // 2), dilation=dilation)
 
-    def forward(self, x_BTCHW: torch.Tensor) -> torch.Tensor:
-        """`B T C H W` -> as many frames of the same size."""
+    def forward(self, x_BTHWC: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
+        """`B T H W C` -> as many frames of the same size."""
         conv = self.conv
-        return _per_frame(x_BTCHW, conv.weight, conv.bias, padding=conv.padding[0], dilation=conv.dilation[0])
+        with own_autocast(self, x_BTHWC):
+            return _per_frame(x_BTHWC, conv.weight, conv.bias, padding=conv.padding[0], dilation=conv.dilation[0])
 
 
 class _Residual(nn.Module):
@@ -89,12 +102,12 @@ class _Residual(nn.Module):
         self.residual = nn.Sequential(norms[0], none, first, norms[1], none, none, second)
         self.shortcut: nn.Module | None = None
 
-    def forward(self, x_BTCHW: torch.Tensor) -> torch.Tensor:
-        """`B T C H W` -> `B T C' H W`."""
+    def forward(self, x_BTHWC: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
+        """`B T H W C` -> `B T H W C'`."""
         layers = self.residual
-        h = layers[2](activated(x_BTCHW, layers[0]))
-        h = layers[6](activated(h, layers[3]))
-        return at_least_float32(x_BTCHW if self.shortcut is None else self.shortcut(x_BTCHW)) + h
+        h = layers[2](activated(x_BTHWC, layers[0]), history)
+        h = layers[6](activated(h, layers[3]), history)
+        return at_least_float32(x_BTHWC if self.shortcut is None else self.shortcut(x_BTHWC)) + h
 
 
 class Residual3d(_Residual):
@@ -124,13 +137,12 @@ class BranchAttention(nn.Module):
         self.to_qkv = nn.Conv2d(width, 3 * width, 1)
         self.proj = nn.Conv2d(width, width, 1)
 
-    def forward(self, x_BTCHW: torch.Tensor) -> torch.Tensor:
-        """`B T C H W` of one branch -> what is added to it."""
-        normed = self.norm(x_BTCHW, halves=1)
-        qkv = _per_frame(normed, self.to_qkv.weight, self.to_qkv.bias).flatten(0, 1).flatten(2).transpose(1, 2)
-        q, k, v = qkv[:, None].chunk(3, dim=-1)
-        mixed = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2)
-        return _per_frame(mixed.reshape(x_BTCHW.shape), self.proj.weight, self.proj.bias)
+    def forward(self, x_BTHWC: torch.Tensor) -> torch.Tensor:
+        """`B T H W C` of one branch -> what is added to it."""
+        normed = self.norm(x_BTHWC, halves=1)
+        q, k, v = _per_frame(normed, self.to_qkv.weight, self.to_qkv.bias).flatten(2, 3).chunk(3, dim=-1)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return _per_frame(mixed.view(x_BTHWC.shape), self.proj.weight, self.proj.bias)
 
 
 class Attention(nn.Module):
@@ -141,14 +153,14 @@ class Attention(nn.Module):
         self.Attention_2d = BranchAttention(width)
         self.Attention_3d = BranchAttention(width)
 
-    def forward(self, x_BTCHW: torch.Tensor) -> torch.Tensor:
-        """`B T C H W` -> `B T C H W`."""
-        key, motion = at_least_float32(x_BTCHW).chunk(2, dim=2)
-        return torch.cat([key + self.Attention_2d(key), motion + self.Attention_3d(motion)], dim=2)
+    def forward(self, x_BTHWC: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
+        """`B T H W C` -> `B T H W C`."""
+        key, motion = at_least_float32(x_BTHWC).chunk(2, dim=-1)
+        return torch.cat([key + self.Attention_2d(key), motion + self.Attention_3d(motion)], dim=-1)
 
 
 class Resample(nn.Module):
-    """Base of downsampling and upsampling by 2 in space, and in time if there is a `time_conv`."""
+    """Base of downsampling and upsampling by 2 in space, and in time if there is a `time_conv`; frame 0 stays one frame."""
 
     time_conv: nn.Conv3d | None
 
@@ -166,20 +178,21 @@ class Downsample(Resample):
     def __init__(self, width: int, *, over_time: bool) -> None:
         super().__init__(width, width, nn.Conv3d(width, width, (2, 1, 1)) if over_time else None)
 
-    def forward(self, x_BTCHW: torch.Tensor) -> torch.Tensor:
-        """`B T C H W` -> `B T C H/2 W/2`, or with `(T+1)/2` frames. The 2-D branch keeps the first frame of each pair."""
-        key, motion = x_BTCHW.chunk(2, dim=2)
-        conv = self.time_conv
+    def forward(self, x_BTHWC: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
+        """`B T H W C` -> `B T H/2 W/2 C`, or with half the frames after frame 0. The 2-D branch keeps the first frame of each pair."""
+        key, motion = x_BTHWC.chunk(2, dim=-1)
+        conv, lead = self.time_conv, int(history.first)
         if conv is not None:
-            key = torch.cat([key[:, :1], key[:, 1::2]], dim=1)
+            key = torch.cat([key[:, :lead], key[:, lead::2]], dim=1)
         key, motion = _halved(key, self.resample_2d[1]), _halved(motion, self.resample_3d[1])
-        if conv is not None and motion.shape[1] == 1:
+        if conv is not None and motion.shape[1] == lead:
             motion = with_zero_gradient(motion, conv)
         elif conv is not None:
-            pairs = motion[:, 1:].unflatten(1, (-1, 2)).flatten(2, 3)  # channels of the first frame, then of the second
+            # channels of the first frame, then of the second
+            pairs = motion[:, lead:].unflatten(1, (-1, 2)).movedim(2, -2).flatten(-2)
             joined = _per_frame(pairs, conv.weight.transpose(1, 2).flatten(1, 2), conv.bias)
-            motion = torch.cat([motion[:, :1], joined], dim=1)
-        return torch.cat([key, motion], dim=2)
+            motion = torch.cat([motion[:, :lead], joined], dim=1)
+        return torch.cat([key, motion], dim=-1)
 
 
 class Upsample(Resample):
@@ -188,17 +201,17 @@ class Upsample(Resample):
     def __init__(self, width: int, *, over_time: bool) -> None:
         super().__init__(width, width // 2, nn.Conv3d(width, 2 * width, 1) if over_time else None)
 
-    def forward(self, x_BTCHW: torch.Tensor) -> torch.Tensor:
-        """`B T C H W` -> `B T C/2 2H 2W`, or with `2T-1` frames."""
-        key, motion = x_BTCHW.chunk(2, dim=2)
-        conv = self.time_conv
-        if conv is not None and x_BTCHW.shape[1] == 1:
+    def forward(self, x_BTHWC: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
+        """`B T H W C` -> `B T 2H 2W C/2`, or with twice the frames after frame 0."""
+        key, motion = x_BTHWC.chunk(2, dim=-1)
+        conv, lead = self.time_conv, int(history.first)
+        if conv is not None and x_BTHWC.shape[1] == lead:
             motion = with_zero_gradient(motion, conv)
         elif conv is not None:
-            key = torch.cat([key[:, :1], key[:, 1:].repeat_interleave(2, dim=1)], dim=1)
-            both = _per_frame(motion[:, 1:], conv.weight.squeeze(2), conv.bias).unflatten(2, (2, -1))
-            motion = torch.cat([motion[:, :1], both.flatten(1, 2)], dim=1)
-        return torch.cat([_doubled(key, self.resample_2d[1]), _doubled(motion, self.resample_3d[1])], dim=2)
+            key = torch.cat([key[:, :lead], key[:, lead:].repeat_interleave(2, dim=1)], dim=1)
+            both = _per_frame(motion[:, lead:], conv.weight.squeeze(2), conv.bias).unflatten(-1, (2, -1))
+            motion = torch.cat([motion[:, :lead], both.movedim(-2, 2).flatten(1, 2)], dim=1)
+        return torch.cat([_doubled(key, self.resample_2d[1]), _doubled(motion, self.resample_3d[1])], dim=-1)
 
 
 class PyramidHead(nn.Module):
@@ -206,37 +219,38 @@ class PyramidHead(nn.Module):
 
     def __init__(self, channels: int, z: int) -> None:
         super().__init__()
-        self.PAC_0 = FrameConv2d(channels, 2 * z, 1)
+        self.PAC_0 = FrameConv2d(channels, 2 * z, 1, full_precision=True)
         for dilation in DILATIONS:
-            self.add_module(f"PAC_{dilation}", FrameConv2d(channels, 2 * z, 3, dilation=dilation))
-        self.PAC_conv = FrameConv2d(12 * z, 2 * z, 1)
+            layer = FrameConv2d(channels, 2 * z, 3, dilation=dilation, full_precision=True)
+            self.add_module(f"PAC_{dilation}", layer)
+        self.PAC_conv = FrameConv2d(12 * z, 2 * z, 1, full_precision=True)
 
-    def forward(self, x_BTCHW: torch.Tensor) -> torch.Tensor:
-        """`B T C H W` -> `B T 2z H W`. The last convolution reads the first halves of all outputs before the second halves."""
+    def forward(self, x_BTHWC: torch.Tensor) -> torch.Tensor:
+        """`B T H W C` -> `B T H W 2z`. The last convolution reads the first halves of all outputs before the second halves."""
         convs = [self.PAC_0, *(getattr(self, f"PAC_{dilation}") for dilation in DILATIONS)]
-        outputs = [conv(x_BTCHW).unflatten(2, (2, -1)) for conv in convs]
-        return cast("torch.Tensor", self.PAC_conv(torch.stack(outputs, dim=3).flatten(2, 4)))
+        outputs = [conv(x_BTHWC).unflatten(-1, (2, -1)) for conv in convs]
+        return cast("torch.Tensor", self.PAC_conv(torch.stack(outputs, dim=-2).flatten(-3)))
 
 
-def activated(x_BTCHW: torch.Tensor, norm: nn.Module) -> torch.Tensor:
+def activated(x_BTHWC: torch.Tensor, norm: nn.Module) -> torch.Tensor:
     """Norm and SiLU, run again in the backward pass: little work, much memory."""
-    return recomputed(True, lambda x: F.silu(norm(x)), x_BTCHW)
+    return recomputed(True, lambda x: F.silu(norm(x)), x_BTHWC)
 
 
-def _per_frame(x_BTCHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, **geometry: Any) -> torch.Tensor:
-    return F.conv2d(for_weights(x_BTCHW, weight).flatten(0, 1), weight, bias, **geometry).unflatten(
-        0, x_BTCHW.shape[:2]
-    )
+def _per_frame(x_BTHWC: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, **geometry: Any) -> torch.Tensor:
+    """2-D convolution of every frame, in the dtype of the weights."""
+    frames = x_BTHWC.to(weight.dtype).flatten(0, 1).permute(0, 3, 1, 2)
+    return F.conv2d(frames, weight, bias, **geometry).permute(0, 2, 3, 1).unflatten(0, x_BTHWC.shape[:2])
 
 
-def _halved(x_BTCHW: torch.Tensor, conv: nn.Module) -> torch.Tensor:
+def _halved(x_BTHWC: torch.Tensor, conv: nn.Module) -> torch.Tensor:
     layer = cast("nn.Conv2d", conv)
-    return _per_frame(F.pad(x_BTCHW, (0, 1, 0, 1)), layer.weight, layer.bias, stride=2)
+    return _per_frame(F.pad(x_BTHWC, (0, 0, 0, 1, 0, 1)), layer.weight, layer.bias, stride=2)
 
 
-def _doubled(x_BTCHW: torch.Tensor, conv: nn.Module) -> torch.Tensor:
+def _doubled(x_BTHWC: torch.Tensor, conv: nn.Module) -> torch.Tensor:
     layer = cast("nn.Conv2d", conv)
-    larger = F.interpolate(x_BTCHW.flatten(0, 1), scale_factor=2.0).unflatten(0, x_BTCHW.shape[:2])
+    larger = x_BTHWC.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     return _per_frame(larger, layer.weight, layer.bias, padding=1)
 
 
