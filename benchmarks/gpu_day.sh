@@ -27,7 +27,7 @@ export PYTHONPATH="$PWD:$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
 # Section and its seconds. What one leaves over the later ones may use. Together they stay below nine minutes, with the starts of Python.
 failed=0 planned=0
-for section in facts:25 tests:95 check:50 encode:225 suspicions:70 training:25 profile:25; do
+for section in facts:25 tests:95 check:50 encode:190 nvdec:40 suspicions:70 training:25 profile:25; do
     name=${section%:*}
     planned=$((planned + ${section#*:}))
     left=$((started + planned - $(date +%s)))

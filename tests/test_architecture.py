@@ -39,12 +39,18 @@ IMPORTERS = {
         "model/",
         "pipeline/embedding/",
         "pipeline/encoder/",
+        "pipeline/engine/nvdec/",
         "pipeline/export/",
         "pipeline/loader/",
         "pipeline/synthetic_videos/",
         "pipeline/training/",
     },
-    "av": {"pipeline/video/decode/", "pipeline/sample_corpus/", "pipeline/engine/worker/build_context.py"},
+    "av": {
+        "pipeline/engine/nvdec/",
+        "pipeline/engine/worker/build_context.py",
+        "pipeline/sample_corpus/",
+        "pipeline/video/decode/",
+    },
     "PIL": {
         "model/sheets.py",
         "pipeline/embedding/images.py",
@@ -66,6 +72,7 @@ ENVIRONMENT = {
     "pipeline/encoder/network.py": "OMP_WAIT_POLICY, which libgomp reads when torch loads it",
     "pipeline/engine/ray/session.py": "Ray's own variables, set before it is imported",
     "pipeline/engine/decoders/process_lanes.py": "inherited by the decoder processes",
+    "pipeline/engine/nvdec/lanes.py": "CUDA_VISIBLE_DEVICES, so that decoders see the encoder's GPU alone",
     "pipeline/sample_corpus/__init__.py": "sets the log level of an encoder library that has no other switch",
     "pipeline/storage/checkpoints.py": "where the cache folder is",
 }

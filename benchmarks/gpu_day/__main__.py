@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the pipeline does; lib
 
 import torch
 
-from benchmarks.gpu_day import checks, encode_table, machine_facts, suspicions, training_step
+from benchmarks.gpu_day import checks, encode_table, machine_facts, nvdec, suspicions, training_step
 from benchmarks.gpu_day.report import Report
 from benchmarks.gpu_day.settings import REHEARSAL, Settings
 from benchmarks.machine import Machine
@@ -32,6 +32,7 @@ SECTIONS: dict[str, Callable[[Report, Settings, Machine], None]] = {
     "tests": checks.run_tests,
     "check": checks.run_check,
     "encode": encode_table.run,
+    "nvdec": nvdec.run,
     "suspicions": suspicions.run,
     "training": training_step.run,
     "profile": encode_table.profile_best,

@@ -42,9 +42,19 @@ def run_pytest(*, collect_only: bool, until: float) -> dict[str, Any]:
     command += ["--collect-only"] if collect_only else ["--durations=10"]
     left = max(1.0, until - time.monotonic())
     environment = os.environ | {"REQUIRE_CUDA": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=left
-    )
+    try:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=left,
+        )
+    except subprocess.TimeoutExpired as error:
+        output = error.stdout if isinstance(error.stdout, str) else (error.stdout or b"").decode(errors="replace")
+        raise RuntimeError(f"pytest did not end in {left:.0f} s: {output[-KEPT_OUTPUT:]}") from None
     print(done.stdout, flush=True)
     if done.returncode:
         raise RuntimeError(f"pytest exited with {done.returncode}: {done.stdout[-KEPT_OUTPUT:]}")

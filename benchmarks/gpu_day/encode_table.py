@@ -77,7 +77,7 @@ def run(report: Report, settings: Settings, machine: Machine) -> None:
         Case(network, settings.clips[0], min(OTHERS_BATCH, settings.batches[0]), settings.dtypes[0], form)
         for network in settings.checked
         if network != settings.network
-        for form in ("kernels", "plain", "compiled")
+        for form in ("kernels", "compiled steps", "plain")
     ]
     listed[first:first] = others  # one row of each form of the other networks, before the many of this one
     for position, case in enumerate(listed):
@@ -89,11 +89,11 @@ def run(report: Report, settings: Settings, machine: Machine) -> None:
 
 
 def profile_best(report: Report, settings: Settings, machine: Machine) -> None:
-    """Section `profile`: time by kernel of the fastest row of the table's network that keeps causal state, and of its plain twin."""
+    """Section `profile`: time by kernel of the fastest row of the table's network in a form of builds, and of its plain twin."""
     rows = [row for row in report.values(SECTION).values() if row["network"] == settings.network]
-    rows = [row for row in rows if "frames_per_s" in row and row["form"].startswith("kernels")]
+    rows = [row for row in rows if "frames_per_s" in row and row["form"] in forms.OF_BUILDS]
     if not rows:
-        report.leave_out("profile", "the encode table has no row of the network's prepared form")
+        report.leave_out("profile", "the encode table has no row of the network in a form of builds")
         return
     best = max(rows, key=lambda row: row["frames_per_s"])
     for form in (best["form"], "plain"):

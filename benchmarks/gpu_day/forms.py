@@ -1,9 +1,9 @@
 """A network in each form that the table compares, from planes in host memory to latents in host memory.
 
-`plain`: the definition, eager, whole clips. `compiled`: the definition by `torch.compile`, its colour conversion included;
-`compiled+graphs`: in mode `reduce-overhead`. `kernels`: what builds run (`pipeline.encoder.Encoder`), in chunks of 16 frames with causal
-state, without graphs; `kernels+graphs`: with them. Where the network has no GPU kernels (float32, other families, a CPU), the last two
-are its prepared form; the row says which backend ran.
+`plain`: the definition, eager, whole clips. `compiled+graphs`: the definition by `torch.compile` in mode `reduce-overhead`, its colour
+conversion included. The others are what builds run (`pipeline.encoder.Encoder`), in chunks of 16 frames with causal state:
+`compiled steps` with `engine.compile`, `kernels` without it and without graphs, `kernels+graphs` with them. Where the network has no GPU
+kernels (float32, other families, a CPU), the last two are its definition in eager steps; the row says which backend ran.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from benchmarks.gpu_day.settings import Clip, Settings
     from benchmarks.machine import Machine
 
-FORMS = ("kernels+graphs", "kernels", "plain", "compiled", "compiled+graphs")
+FORMS = ("kernels+graphs", "kernels", "plain", "compiled steps", "compiled+graphs")
+OF_BUILDS = ("kernels+graphs", "kernels", "compiled steps")
 MATRIX = "bt709"
 CHUNK = 16  # frames of a chunk after the first, as builds have it
 DISTINCT = 8  # different clips of a batch: no copy comes from the cache, and host memory stays small
@@ -73,7 +74,7 @@ def weights_of(name: str, config: dict[str, Any] | None) -> tuple[dict[str, Any]
 
 
 class DefinitionForm:
-    """`plain` and the compiled forms."""
+    """`plain` and `compiled+graphs`."""
 
     def __init__(self, name: str, form: str, dtype: str, settings: Settings, machine: Machine) -> None:
         full, weights = weights_of(name, settings.config(name))
@@ -95,7 +96,7 @@ class DefinitionForm:
         if form != "plain":
             # All networks, dtypes and shapes share the code of `encode`; torch's own limit of 8 versions of it is an error here.
             torch._dynamo.config.recompile_limit = 64
-            options = {"mode": "reduce-overhead"} if form == "compiled+graphs" and machine.cuda else {}
+            options = {"mode": "reduce-overhead"} if machine.cuda else {}
             self.encode = torch.compile(encode, fullgraph=True, backend=settings.compiler, **options)
 
     def launch(self, clips: Sequence[np.ndarray]) -> Callable[[], Any]:
@@ -114,12 +115,15 @@ class DefinitionForm:
         return {}
 
 
-class PreparedForm:
-    """`kernels` and `kernels+graphs`: steps of the encoder that builds use."""
+class BuildForm:
+    """`OF_BUILDS`: steps of the encoder that builds use."""
 
     def __init__(self, name: str, form: str, dtype: str, settings: Settings, machine: Machine) -> None:
         choice: Any = NetworkChoice(name, settings.config(name))
-        self.encoder = Encoder(choice, str(machine.device), dtype)
+        compiled = form == "compiled steps"
+        self.encoder = Encoder(choice, str(machine.device), dtype, compiled=compiled)
+        # The rehearsal compiles nothing: steps are the same functions, run eagerly.
+        self._stance = "force_eager" if compiled and settings.compiler == "eager" else "default"
         self.vae: Any = self.encoder._vae
         self.graphs: StepGraphs | None = getattr(getattr(self.vae, "fused", None), "graphs", None)
         if form == "kernels" and self.graphs is not None:
@@ -138,7 +142,8 @@ class PreparedForm:
                 Chunk(i, clip[start:stop], times, MATRIX, first=start == 0, last=stop == frames)
                 for i, clip in enumerate(clips)
             ]
-            step = self.encoder.launch(chunks, states)
+            with torch.compiler.set_stance(self._stance):
+                step = self.encoder.launch(chunks, states)
             states, start = step.states, stop
             pending.append(step.results)
         return lambda: [results() for results in pending]
@@ -152,13 +157,13 @@ class PreparedForm:
     def facts(self) -> dict[str, Any]:
         """Backend, graphs that were recorded, and whether steps had to be halved for lack of memory."""
         return {
-            "backend": getattr(self.vae, "backend", "prepared"),
+            "backend": getattr(self.vae, "backend", "plain"),
             "graphs_kept": 0 if self.graphs is None else len(self.graphs),
             "halved": bool(self.encoder._budget._caps),
         }
 
 
-def make(name: str, form: str, dtype: str, settings: Settings, machine: Machine) -> DefinitionForm | PreparedForm:
+def make(name: str, form: str, dtype: str, settings: Settings, machine: Machine) -> DefinitionForm | BuildForm:
     """The network `name` with random weights in one of `FORMS`."""
-    kind = PreparedForm if form.startswith("kernels") else DefinitionForm
+    kind = BuildForm if form in OF_BUILDS else DefinitionForm
     return kind(name, form, dtype, settings, machine)

@@ -6,10 +6,15 @@ import importlib.util
 import os
 import platform
 import subprocess
+import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+
+from benchmarks.gpu_day import forms
+from pipeline.encoder.staging import BatchCopy
 
 if TYPE_CHECKING:
     from benchmarks.gpu_day.report import Report
@@ -20,6 +25,7 @@ PACKAGES = ("torch", "triton", "numpy", "safetensors", "pydantic", "av", "pyarro
 COPIED_BYTES = 1 << 31  # of a copy on CUDA: many times the level-2 cache
 COPIED_BYTES_CPU = 1 << 24
 REPEATS = 5
+STAGED_CHUNKS, STAGING_THREADS = 16, (1, 2, 4, 8)
 
 
 def run(report: Report, settings: Settings, machine: Machine) -> None:
@@ -32,6 +38,7 @@ def run(report: Report, settings: Settings, machine: Machine) -> None:
             f"matrix products, {name}", lambda name=name: {"flop_per_s": machine.matrix_rate(getattr(torch, name))}
         )
     report.measure("copies", lambda: copy_rates(machine))
+    report.measure("staging of chunks", staging_rates)
 
 
 def facts(machine: Machine) -> dict[str, Any]:
@@ -81,6 +88,23 @@ def copy_rates(machine: Machine) -> dict[str, float]:
         "to_device_bytes_per_s": size / fastest(target, host),
         "from_device_bytes_per_s": size / fastest(host, target),
     }
+
+
+def staging_rates() -> dict[str, float]:
+    """Bytes a second of copying chunks of 16x256x256 into one batch in host memory, by number of threads."""
+    chunks = forms.random_clips((16, 256, 256), STAGED_CHUNKS)
+    batch = np.ones((len(chunks), *chunks[0].shape), np.uint8)
+    found = {}
+    for threads in STAGING_THREADS:
+        copy = BatchCopy(threads)
+        copy.fill(batch, chunks)
+        times = []
+        for _ in range(REPEATS):
+            begun = time.perf_counter()
+            copy.fill(batch, chunks)
+            times.append(time.perf_counter() - begun)
+        found[f"{threads}"] = batch.nbytes / min(times)
+    return found
 
 
 def _version(package: str) -> str | None:

@@ -71,7 +71,7 @@ def depthwise(settings: Settings, machine: Machine) -> dict[str, Any]:
         ways: dict[str, Callable[[], torch.Tensor]] = {
             "conv3d": lambda x=x, k=weight, b=bias: _convolved(x, k, b, (2, 0)),
             "conv3d, backward by 2-D gradients": lambda x=x, k=weight, b=bias: _CausalDepthwise.apply(x, k, b),
-            "three conv2d": lambda x=x, k=weight, b=bias: three_conv2d(x, k, b),
+            "three conv2d": lambda x=x, k=weight, b=bias: causal_depthwise(x, k, b, conv2d=True),
         }
         for name, way in ways.items():
 
@@ -84,21 +84,8 @@ def depthwise(settings: Settings, machine: Machine) -> dict[str, Any]:
     return found
 
 
-def three_conv2d(x_BthwC: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """The causal depthwise convolution as a sum of three 2-D ones, a frame of the kernel each."""
-    B, t, *_ = x_BthwC.shape
-    padded = F.pad(x_BthwC, (0, 0, 0, 0, 0, 0, 2, 0))
-    total: Any = 0
-    for tap in range(3):
-        frames = padded[:, tap : tap + t].flatten(0, 1).permute(0, 3, 1, 2)
-        kernel = weight[:, :, tap]
-        total = total + F.conv2d(frames, kernel, bias if tap == 2 else None, padding=1, groups=weight.shape[0])
-    y: torch.Tensor = total.permute(0, 2, 3, 1).unflatten(0, (B, t))
-    return y
-
-
 def depthwise_dtype(settings: Settings, machine: Machine) -> dict[str, Any]:
-    """G2: under bfloat16 autocast the depthwise convolution runs in float32 on a CPU, in bfloat16 on CUDA."""
+    """G2: under bfloat16 autocast the depthwise convolution must run in float32, on CUDA as on a CPU."""
     C = settings.depthwise[1]
     x = torch.randn((1, 3, 8, 8, C), device=machine.device)
     weight, bias = torch.randn((C, 1, 3, 3, 3), device=machine.device), torch.zeros(C, device=machine.device)

@@ -134,6 +134,7 @@ class Recorder:
     """
 
     def __init__(self) -> None:
+        self._stream: torch.cuda.Stream | None = None
         self._pool: Any = None
         self._recorded: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
@@ -146,21 +147,23 @@ class Recorder:
             RuntimeError: not enough memory to run the step again or to record it; everything allocated for it is freed.
         """
         static = [padded(tensor, batch) for tensor in tensors]
-        current, warmup = torch.cuda.current_stream(), torch.cuda.Stream()
-        warmup.wait_stream(current)
+        # One stream of the network's own device: torch's is that of the first device that recorded, and libraries keep a workspace for
+        # each stream, which they allocate in the first run and not in the graph's pool.
+        current = torch.cuda.current_stream()
+        recording = self._stream = self._stream or torch.cuda.Stream()
+        recording.wait_stream(current)
         try:
-            # libraries allocate their workspaces in this run, which is not allowed while recording
-            with torch.cuda.stream(warmup):
+            with torch.cuda.stream(recording):
                 step(*static)
         finally:
-            current.wait_stream(warmup)  # after an error too: queued work still reads `static`
+            current.wait_stream(recording)  # after an error too: queued work still reads `static`
         graph = torch.cuda.CUDAGraph()
-        # If a recording fails, torch leaves its capture stream current: the outer context returns to this one.
+        # If a recording fails, torch leaves the capture stream current: the outer context returns to this one.
         # thread_local: other threads may allocate and copy meanwhile.
         try:
             with (
                 torch.cuda.stream(current),
-                torch.cuda.graph(graph, pool=self._shared_pool(), capture_error_mode="thread_local"),
+                torch.cuda.graph(graph, self._shared_pool(), recording, capture_error_mode="thread_local"),
             ):
                 results = step(*static)
         except BaseException:

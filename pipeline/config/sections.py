@@ -61,6 +61,11 @@ class ModelConfig(Section):
 class DecodeConfig(Section):
     """Limits and policies of decoding. A limit is checked before memory of that size is allocated."""
 
+    device: Literal["cpu", "cuda"] = "cpu"
+    """`cuda`: H.264, HEVC and VP9 of 8 bits are decoded by NVDEC of the encoder's GPU and scaled there; other videos stay on the CPU. The
+    pixels are the same, but NVDEC does not notice damage inside a picture. Part of the fingerprint."""
+    nvdec_min_pixels: int = Field(1280 * 720, ge=0)
+    """With `cuda`: videos of smaller frames, in pixels, are decoded on the CPU, where they are cheap and start faster."""
     max_pixels: int = Field(7680 * 4320, ge=1)
     """Largest coded frame, pixels."""
     max_frames: int = Field(2_000_000, ge=1)

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
 class _Stack:
-    """States of some clips, batch first. `clips`: those that still need theirs. `parked`: in host memory."""
+    """States of some clips, batch first. `clips`: those that still need theirs. `parked`: in host memory. `number`: in order of making."""
 
     state: Any
     parked: bool
+    number: int
     clips: weakref.WeakSet[ClipState] = field(default_factory=weakref.WeakSet)
 
 
@@ -124,11 +125,21 @@ class ClipStates:
 
     def _add(self, state: Any, *, parked: bool = False) -> _Stack:
         self._made += 1
-        stack = self._stacks[self._made] = _Stack(state, parked)
+        stack = self._stacks[self._made] = _Stack(state, parked, self._made)
         return stack
 
     def _on_device(self, stack: _Stack, state: Any) -> Any:
         return _moved(state, self._staging.unpark) if stack.parked else state
+
+
+def stacked_order(states: Sequence[ClipState | None]) -> list[int]:
+    """Order of a batch in which clips lie as in their stacks."""
+
+    def key(i: int) -> tuple[int, int]:
+        state = states[i]
+        return (0, 0) if state is None else (state.stack.number, state.place)
+
+    return sorted(range(len(states)), key=key)
 
 
 def _row(state: Any, place: int) -> Any:

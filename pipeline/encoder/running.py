@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.encoder.clip_states import ClipStates
+from pipeline.encoder.clip_states import ClipStates, stacked_order
 from pipeline.encoder.compiling import prepare_compiler
 from pipeline.encoder.conditions import Conditions
 from pipeline.encoder.device_memory import DeviceMemory
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from pipeline.encoder.clip_states import ClipState
     from pipeline.records import ChunkShape, FrameChunk
 
-# Pixel-frames per encode step. On a CPU a step of this size runs its matrix products at full rate, and more only adds latency; a
-# GPU needs far more rows to fill its matrix units.
+# Pixel-frames per encode step. On a CPU the videos of a step run one after the other: it only has to be long beside the loop's own work.
+# A GPU needs many rows at once to fill its matrix units.
 STEP_PIXELS_CPU = 17 * 256 * 256
 STEP_PIXELS_CUDA = 64 * 17 * 256 * 256
 # Share of a GPU's memory for causal states unless the job sets it. Parking costs transfers, so not before memory gets scarce for steps.
@@ -139,7 +139,8 @@ class Encoder:
             return self._step(chunks, states)
         except (RuntimeError, MemoryError) as error:
             if not self._is_out_of_memory(error):
-                raise _as_compile_error(error) from error
+                _check_compiling(error)
+                raise
         # After the except block, so that the traceback no longer holds tensors.
         with self._torch.inference_mode():
             parked = self._states.park()
@@ -176,6 +177,19 @@ class Encoder:
         return Launched(b.states, lambda: [_joined(firsts()[0], seconds()[0])])
 
     def _step(self, chunks: Sequence[FrameChunk], states: Sequence[ClipState | None]) -> Launched:
+        """Runs a step in the order of the stacked states, so that the same clips in another order are not copied."""
+        order = stacked_order(states)
+        launched = self._ordered_step([chunks[i] for i in order], [states[i] for i in order])
+        place = {i: position for position, i in enumerate(order)}
+        results_of = launched.results
+
+        def results() -> list[Encoded]:
+            found = results_of()
+            return [found[place[i]] for i in range(len(order))]
+
+        return Launched([launched.states[place[i]] for i in range(len(order))], results)
+
+    def _ordered_step(self, chunks: Sequence[FrameChunk], states: Sequence[ClipState | None]) -> Launched:
         before = self._memory.watch()
         planes_BT3HW = self._staging.upload([chunk.planes_T3HW for chunk in chunks])
         carried = [state for state in states if state is not None]
@@ -208,15 +222,14 @@ class Encoder:
         return Launched(kept, results)
 
 
-def _as_compile_error(error: Exception) -> Exception:
-    """A failure of `torch.compile` as an error that ends the build: no video is to blame. Other errors as they are."""
+def _check_compiling(error: Exception) -> None:
+    """Raises BuildError for a failure of `torch.compile`: no video is to blame, and no other encoder would do better."""
     exceptions = sys.modules.get("torch._dynamo.exc")  # imported where anything was compiled
-    if exceptions is None or not isinstance(error, exceptions.TorchDynamoException):
-        return error
-    line = " ".join(str(error).split())[:400]
-    return BuildError(
-        f"engine.compile: torch.compile failed: {line}; encode into another output with engine.compile=off"
-    )
+    if exceptions is not None and isinstance(error, exceptions.TorchDynamoException):
+        line = " ".join(str(error).split())[:400]
+        raise BuildError(
+            f"engine.compile: torch.compile failed: {line}; encode into another output with engine.compile=off"
+        ) from error
 
 
 def _joined(a: Encoded, b: Encoded) -> Encoded:

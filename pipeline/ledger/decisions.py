@@ -137,7 +137,7 @@ def decide(
     if listing is not None:
         done = plain["sources"].filter(pc.equal(plain["fingerprint"], current or ""))
         left = _unknown(selection.open_sources, done)
-        selection.open_sources = [source for source in left if not takedowns.takes(source.uri)]  # never encoded
+        selection.open_sources = [source for source in left if not takedowns.takes_any_of(source)]  # never encoded
     return Decisions(
         overlaps=overlaps,
         selection=selection,

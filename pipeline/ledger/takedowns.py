@@ -26,7 +26,7 @@ from pipeline.storage import is_remote
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-    from pipeline.records import Receipt
+    from pipeline.records import Receipt, SourceObject
     from pipeline.storage import Store
 
 WORKERS = 16  # threads that read records from a remote store
@@ -85,6 +85,10 @@ class Takedowns:
         if not self._sources and not self._hashed_sources:
             return False
         return storable(uri) in self._sources or (bool(self._hashed_sources) and uri_id(uri) in self._hashed_sources)
+
+    def takes_any_of(self, source: SourceObject) -> bool:
+        """Whether a source or one of its paired videos is taken down: it is not encoded again."""
+        return self.takes(source.uri) or any(self.takes(member.uri) for member in source.members)
 
     def hides_all(self, receipt: Receipt) -> bool:
         """Whether every source of this receipt is taken down, so that no row of it is shown."""

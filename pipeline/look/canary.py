@@ -2,8 +2,8 @@
 
 Takes receipts and their store, returns a `Check`. For each clip: chunked = whole, re-encoded = stored (bit for bit on a CPU of the kind
 that made it, else within `TOLERANCE`, as for networks that were compiled), and PSNR and SSIM of what the stored latent decodes to. Where
-log-variances are stored, they are compared as the means are. On another machine int8 may be off by half a step besides. Clips whose source
-is gone or has changed are counted; if that is so of all, the check is not judged.
+log-variances and `i2v_cond` are stored, they are compared as the means are. On another machine int8 may be off by half a step besides.
+Clips whose source is gone or has changed are counted; if that is so of all, the check is not judged.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import numpy as np
 from pipeline.encoder.environment import environment
 from pipeline.encoder.network import load_torch
 from pipeline.format.codec import INT8, decoded, element_of, encoded, value_type
+from pipeline.format.stored import I2V_COND
 from pipeline.ledger.receipts import precedence
 from pipeline.ledger.snapshots import Check
 from pipeline.look.originals import UNAVAILABLE, Originals
 from pipeline.look.showing import LatentDecoder
-from pipeline.look.stored import encoder_of, facts, in_turns, latent_bytes, logvar_bytes
+from pipeline.look.stored import cond_bytes, encoder_of, facts, in_turns, latent_bytes, logvar_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     import torch
 
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
     from pipeline.storage import Store
 
     Moments = tuple[torch.Tensor, ...]
-    """The mean and, where it is stored, the log-variance: float32 `C t h w` each."""
+    """The mean and, where they are stored, the log-variance and the condition: float32 `C t h w` each."""
 
 CHUNK_FRAMES = 16  # of a chunk, at most; a shorter clip is cut into two chunks or more all the same
 WHOLE_FRAMES = 65  # a longer clip is encoded in one piece only up to here
-NAMES = ("mean", "log-variance")
+MEAN, LOG_VARIANCE = "mean", "log-variance"
 MISSES = 4  # clips without a source that are passed over, for each clip asked for
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
 """By compute type, on another machine: root mean square of the difference to the stored mean or log-variance, as a fraction of its own."""
@@ -51,12 +52,13 @@ class _Measured:
     clips: int = 0
     without_source: int = 0
     log_variances: int = 0  # clips of which they are stored
+    conditions: int = 0  # as before, of `i2v_cond`
     chunked: int = 0  # clips encoded in several chunks and in one piece
     chunked_differs: list[str] = field(default_factory=list)  # ids
     bit_exact: int = 0
     same_machine: int = 0
     bits_differ: list[str] = field(default_factory=list)  # what of which ids, on the same kind of machine
-    differences: list[float] = field(default_factory=list)  # the larger of mean and log-variance, one a clip
+    differences: list[float] = field(default_factory=list)  # the largest of what is compared, one a clip
     psnr: list[float] = field(default_factory=list)
     ssim: list[float] = field(default_factory=list)
 
@@ -102,10 +104,12 @@ def _measure(
     for clip in in_turns(store, parts):
         if found.clips == wanted or found.without_source == MISSES * wanted:
             break
-        row, latent, logvar = facts(store, clip), latent_bytes(store, clip), logvar_bytes(store, clip)
+        row, latent = facts(store, clip), latent_bytes(store, clip)
+        others = {LOG_VARIANCE: logvar_bytes(store, clip), I2V_COND: cond_bytes(store, clip)}
+        stored = {MEAN: latent} | {name: data for name, data in others.items() if data is not None}
         try:
             with originals.open(clip, row) as frames:
-                again, differs = _encode_again(decoder, frames, clip.row.num_frames, moments=logvar is not None)
+                again, differs = _encode_again(decoder, frames, clip.row.num_frames, stored)
             with originals.open(clip, row) as frames:
                 picture = decoder.show(clip, latent, frames)
         except UNAVAILABLE:
@@ -116,37 +120,44 @@ def _measure(
         found.chunked_differs += [clip.row.id] if differs else []
         found.psnr += [] if picture.psnr is None else [picture.psnr]
         found.ssim += [] if picture.ssim is None else [picture.ssim]
-        found.log_variances += logvar is not None
-        _compare(found, clip, [latent] if logvar is None else [latent, logvar], again, decoder)
+        found.log_variances += LOG_VARIANCE in stored
+        found.conditions += I2V_COND in stored
+        _compare(found, clip, stored, again, decoder)
     return found
 
 
 def _encode_again(
-    decoder: LatentDecoder, frames: Any, num_frames: int, *, moments: bool
+    decoder: LatentDecoder, frames: Any, num_frames: int, names: Collection[str]
 ) -> tuple[Moments, bool | None]:
-    """A clip encoded in chunks, and whether its beginning encoded in one piece differs from that; None if it is one chunk."""
+    """A clip encoded in chunks, and whether its beginning encoded in one piece differs from that; None if it is one chunk. `names`: of what
+    is encoded.
+    """
     vae, torch = decoder.vae, load_torch()
+    moments = LOG_VARIANCE in names
 
-    def encode(planes_T3HW: np.ndarray, state: Any) -> tuple[Moments, Any]:
+    def encode(planes_T3HW: np.ndarray, states: Any) -> tuple[Moments, Any]:
+        planes_1T3HW = torch.from_numpy(planes_T3HW)[None]
+        state, of_condition = states
         with torch.inference_mode():
-            posterior, after = vae.encode_planes(
-                torch.from_numpy(planes_T3HW)[None], [frames.matrix], state, moments=moments
-            )
-        tensors = (posterior.mean, posterior.logvar) if moments else (posterior.mean,)
-        return tuple(tensor[0].float().cpu() for tensor in tensors), after
+            posterior, state = vae.encode_planes(planes_1T3HW, [frames.matrix], state, moments=moments)
+            tensors = [posterior.mean, *([posterior.logvar] if moments else [])]
+            if I2V_COND in names:
+                condition, of_condition = vae.encode_condition(planes_1T3HW, [frames.matrix], of_condition)
+                tensors.append(condition.mean)
+        return tuple(tensor[0].float().cpu() for tensor in tensors), (state, of_condition)
 
     parts: list[Moments] = []
     head: list[np.ndarray] = []
-    state = None
+    states = (None, None)
     for planes_T3HW in _chunks(frames, num_frames, _chunk_frames(vae.spec, num_frames), vae.spec.lead_frames):
-        part, state = encode(planes_T3HW, state)
+        part, states = encode(planes_T3HW, states)
         parts.append(part)
         if sum(len(planes) for planes in head) + len(planes_T3HW) <= WHOLE_FRAMES:
             head.append(planes_T3HW)
     chunked = tuple(torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True))
     if len(head) < 2:
         return chunked, None
-    whole, _ = encode(np.concatenate(head), None)
+    whole, _ = encode(np.concatenate(head), (None, None))
     pairs = [(one, other[:, : one.shape[1]]) for one, other in zip(whole, chunked, strict=True)]
     if vae.spec.chunking == "exact" and vae.device.type == "cpu":
         return chunked, not all(torch.equal(one, other) for one, other in pairs)
@@ -170,12 +181,14 @@ def _chunks(frames: Any, num_frames: int, step: int, lead: int) -> Iterator[np.n
         left, count = left - count, step
 
 
-def _compare(found: _Measured, clip: StoredClip, stored: list[bytes], again: Moments, decoder: LatentDecoder) -> None:
+def _compare(
+    found: _Measured, clip: StoredClip, stored: dict[str, bytes], again: Moments, decoder: LatentDecoder
+) -> None:
     torch = load_torch()
     dtype = getattr(torch, value_type(clip.row.dtype))
     of_int8 = element_of(clip.row.dtype) == INT8
     distances, names = [], []  # names of what has other bits
-    for name, data, again_Cthw in zip(NAMES[: len(stored)], stored, again, strict=True):
+    for (name, data), again_Cthw in zip(stored.items(), again, strict=True):
         stored_Cthw = torch.frombuffer(bytearray(data), dtype=dtype).reshape(clip.row.shape)
         rounded_Cthw = _as_int8(again_Cthw) if of_int8 else again_Cthw.to(dtype)
         if rounded_Cthw.shape != stored_Cthw.shape or not torch.equal(rounded_Cthw, stored_Cthw):
@@ -224,6 +237,7 @@ def _judge(found: _Measured, tolerance: float, psnr_floor: float, ssim_floor: fl
         "clips": found.clips,
         "without_source": found.without_source,
         "log_variances": found.log_variances,
+        "conditions": found.conditions,
         "chunked": found.chunked,
         "chunked_differs": len(found.chunked_differs),
         "same_machine": found.same_machine,

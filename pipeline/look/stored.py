@@ -19,6 +19,7 @@ from pipeline.errors import InputError
 from pipeline.format.codec import decoded, is_plain
 from pipeline.format.columns import SCALARS
 from pipeline.format.index import read_index
+from pipeline.format.stored import I2V_COND
 from pipeline.format.tensors import payload_hash
 from pipeline.ledger.counted import shown
 from pipeline.ledger.overlaps import CountedReceipt, Overlaps
@@ -218,6 +219,12 @@ def logvar_bytes(store: Store, clip: StoredClip) -> bytes | None:
     if row.logvar_offset is None or row.logvar_length is None or row.logvar_hash is None:
         return None
     return _tensor_bytes(store, clip, "log-variance", row.logvar_offset, row.logvar_length, row.logvar_hash)
+
+
+def cond_bytes(store: Store, clip: StoredClip) -> bytes | None:
+    """Bytes of the stored `i2v_cond`, as `latent_bytes`; None without."""
+    place = next((place for place in clip.row.others if place.name == I2V_COND), None)
+    return None if place is None else _tensor_bytes(store, clip, I2V_COND, place.offset, place.length, place.hash)
 
 
 def _tensor_bytes(store: Store, clip: StoredClip, what: str, offset: int, length: int, expected: str) -> bytes:

@@ -11,6 +11,7 @@
 - `delta_log`, `delta_contents`, `delta_writing`, `delta_actions`: snapshots as a Delta Lake table: bringing it up to date; what is there;
   writing; the protocol
 - `takedown`, `takedown_names`, `taken_files`: hiding what users name; what names stand for; files with hidden rows
+- `member_search`: main videos of paired videos, by the name of a member
 - `gc`, `gc_plan`, `gc_builds`, `retention`: deletion; what may go; running builds and the store's clock; which snapshots stay
 - `compact`, `compact_plan`, `stored_rows`, `compact_files`, `compact_tables`: small files merged as the next snapshot; which; rows of a
   finished file; writing; tables of that snapshot

@@ -1,6 +1,7 @@
 """What names of a takedown stand for in an output and in its takedowns: sources, samples, or rows.
 
-A name is, in this order: the URI of a source (also a local path), `URI#KEY` for a sample of it, the id of a row, the key of a sample.
+A name is, in this order: the URI of a source (also a local path), or of a plain file that is a member of one, `URI#KEY` for a sample of
+it, the id of a row, the key of a sample.
 `resolve` takes the store and names as users write them, returns `Named`. Sources are looked for in the summaries of receipts, so that no
 receipt is read; ids and keys in the indexes of files in which they can lie. `TakenNames` looks into records, also for names that
 `lathe gc` replaced by hashes.
@@ -25,6 +26,7 @@ from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.summary import uri_id
 from pipeline.ledger.summary_tables import rows_naming
 from pipeline.ledger.takedown_record import TakenRow, row_digest, sample_digest
+from pipeline.operate.member_search import mains_of
 from pipeline.process.scratch import ScratchFolder
 from pipeline.storage import is_remote, locate
 
@@ -75,6 +77,10 @@ def resolve(store: Store, names: Sequence[str], earlier: Takedowns, *, allow_unk
             found.sources.append(uri)
         else:
             left.append(name)
+    # Of a file that was once encoded as a video of its own too: its latent lies in the rows of the main video as well.
+    for member, mains in mains_of(store, {*names, *map(spelled, names)}).items():
+        found.sources += mains
+        left = [name for name in left if member not in (name, spelled(name))]
     left = _samples_of_sources(search, uris, left, found)
     ids = [name for name in left if ID_PATTERN.fullmatch(name)]
     rows = {row.id: TakenRow(row.id, row.source_uri) for row in search.rows(ids)} if ids else {}

@@ -20,6 +20,7 @@ from pipeline.ledger.row_search import FoundRow
 from pipeline.ledger.snapshots import Snapshots, published_copies
 from pipeline.ledger.summary import uri_id
 from pipeline.ledger.takedowns import Takedowns, read_takedowns
+from pipeline.operate.member_search import mains_of
 from pipeline.operate.name_search import NameSearch
 from pipeline.operate.open_input import open_input
 from pipeline.operate.run_logs import run_logs
@@ -52,7 +53,7 @@ def why(store: Store, name: str, storage: StorageConfig) -> dict[str, Any]:
 
     Args:
         store: the output.
-        name: URI or path of an input, `URI#KEY` or key of a sample, or id of a row.
+        name: URI or path of an input, or of a paired video beside one, `URI#KEY` or key of a sample, or id of a row.
         storage: to look whether the input is still there.
 
     Raises:
@@ -71,6 +72,8 @@ def why(store: Store, name: str, storage: StorageConfig) -> dict[str, Any]:
                 (uri, key), row_id = row, name
             elif samples := search.samples():
                 uri, key = _one(samples)
+            elif mains := [main for found in mains_of(store, {name, uri}).values() for main in found]:
+                uri = mains[0]  # of a paired video, which has no row of its own
             named = search.naming([uri])
         if not named:
             return _unfinished(store, search, storage, uri, _hiding(takedowns, [_asked(uri, key, row_id)]))

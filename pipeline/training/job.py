@@ -122,6 +122,13 @@ class TrainJob(Section):
     progress: Literal["auto", "plain", "json", "none"] = "auto"
     """Lines on stderr, JSON lines on stdout, or nothing. `auto`: lines."""
 
+    @field_validator("decode")
+    @classmethod
+    def _decode(cls, value: DecodeConfig) -> DecodeConfig:
+        if value.device != "cpu":
+            raise ValueError(f"training decodes on the CPU, got device {value.device}; leave it out")
+        return value
+
     @field_validator("recipe", mode="before")
     @classmethod
     def _recipe(cls, value: Any) -> Any:

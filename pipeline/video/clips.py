@@ -6,6 +6,7 @@ later. A clip is a run of positions, scaled to cover its bucket and cropped (`cr
 
 from __future__ import annotations
 
+import heapq
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from pipeline.records import FLIP, Bucket, ClipPlan, ClipRules, Reject, VideoInf
 from pipeline.video.crops import plan_variants
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from pipeline.config import ClipConfig
     from pipeline.video.decode.cropping import Window
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 ROUNDING_S = 0.000501  # Matroska and FLV round times to milliseconds: a frame half a tick late still counts as on time
 SAME_ASPECT = 1e-9
+MOST_AT_ONCE = 16  # clips of spans that share a frame: each holds a chunk of frames here and a state of the network
+MOST_RUNS_AT_ONCE = 128  # their variants together: as many as one clip of 64 random crops and their mirrored ones has
 WHOLE_CLIP = 1 << 20  # frames: more than any clip has. Chunk length of networks that encode a clip in one step
 
 
@@ -164,7 +167,8 @@ def choose_clips(
     `times_s` (float64) are the times of the shown frames from 0, `end_s` is the end of the last one, in seconds. A `whole` clip has
     `bucket.frames` 0 and takes `whole_frames(...)` positions. `key` and `uri` go into the reject. `content`: what is inside the black bars
     of the positions `[start, stop)`, None without bars; clips whose content is too small are left out, with a reject. `places`: the
-    annotated spans to cut inside, None: the whole video. Spans that no clip fits are left out, with a reject.
+    annotated spans to cut inside, None: the whole video. Spans that no clip fits are left out, with a reject. If more than `MOST_AT_ONCE`
+    clips of spans share a frame, there are none, and the reject is `overlapping_spans`: planning ends there.
     """
 
     def refused(
@@ -201,6 +205,8 @@ def choose_clips(
     rejects: list[Reject] = []
     least = max(shortest, min(bucket.frames for bucket in offered))
     long = None if places is None else [place for place in places if place.stop - place.start >= least]
+    ends: list[int] = []  # of clips of spans that share the frame at `start`, a heap
+    most = max(1, min(MOST_AT_ONCE, MOST_RUNS_AT_ONCE // len(rules.variants)))
     for start, placed, place in _in_order(info, offered, available, rules, long):
         stop = available if place is None else place.stop
         frames = placed.frames or whole_frames(stop - start, rules.time_stride, rules.lead_frames)
@@ -210,6 +216,15 @@ def choose_clips(
             small += [inside] if inside is not None else []
             continue
         start_s = float(times_s[start]) if rules.fps is None else start / rules.fps
+        if place is not None:
+            while ends and ends[0] <= start:
+                heapq.heappop(ends)
+            heapq.heappush(ends, start + frames)
+        if len(ends) > most:
+            return refused(
+                "overlapping_spans",
+                f"at {start_s:.3f} s more than {most} clips of its annotated spans share a frame; annotate fewer that overlap",
+            )
         plans = plan_variants(len(clips), start, start_s, bucket, fps, info, rules, inside)
         clips += plans if place is None else [_of_span(plan, place) for plan in plans]
     if places is not None and long is not None and len(long) < len(places):
@@ -229,15 +244,18 @@ def choose_clips(
 def _in_order(
     info: VideoInfo, offered: list[Bucket], available: int, rules: ClipRules, places: Sequence[Place] | None
 ) -> Iterable[tuple[int, Bucket, Place | None]]:
-    """Start position, bucket and annotated span of each clip, by start."""
+    """Start position, bucket and annotated span of each clip, by start; made one by one, as 10,000 long spans have millions."""
     if places is None:
         return ((start, bucket, None) for start, bucket in _place(info, offered, available, rules))
-    found = [
-        (place.start + start, bucket, place)
-        for place in places
-        for start, bucket in _place(info, offered, place.stop - place.start, rules)
-    ]
-    return sorted(found, key=lambda item: (item[0], item[2].span))
+    of_spans = (_inside(info, offered, place, rules) for place in places)
+    return heapq.merge(*of_spans, key=lambda item: (item[0], item[2].span))
+
+
+def _inside(
+    info: VideoInfo, offered: list[Bucket], place: Place, rules: ClipRules
+) -> Iterator[tuple[int, Bucket, Place]]:
+    for start, bucket in _place(info, offered, place.stop - place.start, rules):
+        yield place.start + start, bucket, place
 
 
 def _of_span(plan: ClipPlan, place: Place) -> ClipPlan:

@@ -166,8 +166,6 @@ class Cutter:
             content=content,
             places=places,
         )
-        if rules.spans and (crowd := spans.crowded(planned, self._available(video), rules, encoded)) is not None:
-            return (), (*rejects, crowd)
         return planned, (*rejects, *others)
 
     def _available(self, video: Video | Pictures) -> int:

@@ -5,23 +5,18 @@ Spans may overlap, in any order. A span that cannot be used costs its own clips 
 
 from __future__ import annotations
 
-import heapq
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from pipeline.records import Reject
-from pipeline.video.clips import ROUNDING_S, frames_of, grid_length
+from pipeline.video.clips import ROUNDING_S, grid_length
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from pipeline.records import ClipPlan, ClipRules, EncodedVideo, TimeSpan
+    from pipeline.records import ClipRules, EncodedVideo, TimeSpan
 
 LATE_S = 0.5  # by which a span may exceed its video: frame counts over a rounded rate drift as much in ten minutes
-MOST_AT_ONCE = 16  # clips that share a frame: each holds a chunk of frames here and a state of the network
-MOST_RUNS_AT_ONCE = 128  # their variants together: as many as one clip of 64 random crops and their mirrored ones has
 
 
 class Place(NamedTuple):
@@ -70,21 +65,6 @@ def place_spans(
         )
         rejects.append(Reject(key, "clips", "span_outside", text, policy=False, uri=uri))
     return places, tuple(rejects)
-
-
-def crowded(planned: Sequence[ClipPlan], available: int, rules: ClipRules, encoded: EncodedVideo) -> Reject | None:
-    """The reject of a video of which more clips share a frame than are cut at once; None if they can be."""
-    variants = len(rules.variants)
-    most = max(1, min(MOST_AT_ONCE, MOST_RUNS_AT_ONCE // variants))
-    ends: list[int] = []
-    for plan in planned[::variants]:
-        while ends and ends[0] <= plan.start:
-            heapq.heappop(ends)
-        heapq.heappush(ends, plan.start + frames_of(plan, available, rules))
-        if len(ends) > most:
-            text = f"at {plan.start_s:.3f} s more than {most} clips of its annotated spans share a frame; annotate fewer that overlap"
-            return Reject(encoded.key, "clips", "overlapping_spans", text, policy=True, uri=encoded.uri)
-    return None
 
 
 def _seconds(span: TimeSpan, times_s: np.ndarray, end_s: float) -> tuple[float, float]:

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from pipeline.engine.driver.worker_activity import activity
 from pipeline.engine.worker.encode_loop import EncodeLoop, ShardFailure
 from pipeline.errors import HandedBack, StorageUnavailable
 from tests.engine.attempts import context_of, shards_of
@@ -31,6 +32,7 @@ class IdleEncoder:
     """An encoder that is never given anything."""
 
     overlaps = False
+    compiling_s = 0.0
 
     def largest_batch(self, shape):
         return 1
@@ -39,7 +41,7 @@ class IdleEncoder:
         return 0
 
     def compile_s(self):
-        return 0.0
+        return self.compiling_s
 
     def choices(self):
         return {}
@@ -131,3 +133,15 @@ def test_progress_is_a_number_that_follows_bytes_and_not_the_clock(loop, monkeyp
         attempt.fail(StorageUnavailable("enough"))
     outcomes_of(loop)
     assert loop.live_stats().progress >= stats.progress
+
+
+def test_compiling_is_progress_so_that_an_encoder_at_it_is_not_taken_for_one_that_hangs(loop):
+    before = loop.live_stats()
+    loop._encoder.compiling_s = 42.0
+    after = loop.live_stats()
+    assert after.progress > before.progress
+    assert activity(before, after, 42.0).doing == "compile"
+    loop._encoder.compiling_s = 1e6
+    endless = loop.live_stats().progress
+    loop._encoder.compiling_s = 2e6
+    assert loop.live_stats().progress == endless, "a compiler that hangs is found"

@@ -13,7 +13,7 @@ from pipeline.encoder import Encoder, known_spec, resolve_device
 from pipeline.engine.driver.executor import Executor
 from pipeline.engine.ray.session import Cluster
 from pipeline.engine.worker.encode_loop import EncodeLoop
-from pipeline.errors import AccessError, CheckpointError, ConfigError
+from pipeline.errors import AccessError, BuildError, CheckpointError, ConfigError
 from pipeline.records import FrameChunk
 from tests.tiny_corpus import TINY_NETWORK, make_corpus, rows, tiny_job
 
@@ -209,3 +209,17 @@ def test_unreachable_hub_is_named_in_the_error(tmp_path, monkeypatch):
     with pytest.raises(AccessError, match=r"hf://owner/repo/file\.ckpt") as caught:
         Encoder(config, "cpu", "float32")
     assert caught.value.exit_code == 2
+
+
+def test_a_failure_of_the_compiler_ends_the_build_and_is_not_the_videos(monkeypatch):
+    from torch._dynamo.exc import TorchDynamoException
+
+    def fails(*given, **options):
+        raise TorchDynamoException("g++: internal\ncompiler error")
+
+    encoder = Encoder(CONFIG, "cpu", "float32")
+    monkeypatch.setattr(encoder._vae, "encode_planes", fails)
+    with pytest.raises(
+        BuildError, match=r"engine\.compile: torch\.compile failed: g\+\+: internal compiler error; encode into"
+    ):
+        encoder.encode(clip(0, 1), [None])

@@ -141,6 +141,10 @@ def test_a_new_shard_and_a_changed_setting_are_new_work(clean, corpus, tmp_path)
     assert pipeline.encode(tiny_job(grown, output)).shards_done == 1
     other = pipeline.encode(tiny_job(grown, output, "clips.fps=4"))
     assert other.shards_done == 4
+    (notice,) = [text for text in other.notices if "encoded before with other settings" in text]
+    assert notice.startswith("4 shards of these inputs were encoded before")
+    assert ": clips.fps: null -> 4.0. They are encoded again in addition" in notice
+    assert f"`lathe publish --fingerprint {other.fingerprint[:8]}` publishes only the new ones" in notice
     assert len({receipt.fingerprint for receipt in receipts(output)}) == 2
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,17 +16,21 @@ from PIL import Image
 import pipeline
 from pipeline.config import StorageConfig, build_job
 from pipeline.corpus import resolve_inputs
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError
 from pipeline.forecast.survey import forecast_job
 from pipeline.format.columns import SCALARS, parquet_schema
 from pipeline.format.index import INDEX_SCHEMA
 from pipeline.format.stored import OPTIONAL
 from pipeline.ledger.candidate import gather
+from pipeline.ledger.takedowns import read_takedowns
 from pipeline.loader.dataset import LatentDataset
 from pipeline.look.canary import canary_check
+from pipeline.operate.member_search import mains_of
 from pipeline.operate.publish import PublishOptions, publish
 from pipeline.operate.publish_checks import Limits
+from pipeline.operate.takedown_names import resolve
 from pipeline.operate.verify import verify_output
+from pipeline.operate.why import why
 from pipeline.reader import read_samples
 from pipeline.records import MemberRule, shard_from_dict, stored_shard
 from pipeline.records.members import RESERVED
@@ -264,6 +269,17 @@ def test_a_mixed_output_is_published_checked_and_filtered(mixed, tmp_path):
     paired = LatentDataset.open(mixed.output, where="control is not null", columns=("control",))
     assert {row.source_key for row in paired} == {"a", "more", "p"}
     assert verify_output(store).ok
+
+
+def test_a_file_that_is_a_member_stands_for_its_main_video(mixed):
+    store, folder = open_store(mixed.output, StorageConfig()), Path(mixed.inputs[1])
+    depth, main = str(folder / "p.depth.mp4"), str(folder / "p.mp4")
+    assert mains_of(store, [depth, main, str(folder / "q.depth.mp4")]) == {depth: [main]}
+    found = why(store, depth, StorageConfig())
+    assert (found["state"], found["where"]["uri"]) == ("encoded", main)
+    assert resolve(store, [depth], read_takedowns(store)).sources == [main]
+    with pytest.raises(InputError, match=r"q\.depth\.mp4"):
+        resolve(store, [str(folder / "q.depth.mp4")], read_takedowns(store))
 
 
 def test_images_beside_paired_videos_need_unpaired_encode():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.engine.ray import placement, session
-from pipeline.engine.ray.placement import Need, Node, check_placement, decoders_for, grows
+from pipeline.engine.ray.placement import Need, Node, check_placement, decoders_for, encoder_cpus, grows
 from pipeline.engine.ray.session import Cluster, check_shared_memory
 from pipeline.errors import ConfigError
 
@@ -78,9 +78,10 @@ def test_frames_beyond_an_object_store_are_told():
     assert need(2).store_problem(nodes((8, 0), (8, 0), store=1.5 * GB)) is None  # one on each node
 
 
-def job(**engine):
+def job(*, decode="cpu", **engine):
     values = {"encoder_cpus": 1.0, "decoder_cpus": 1.0, "frame_bytes": GB, "encoders": None, "decoders": None, **engine}
-    return SimpleNamespace(job=SimpleNamespace(engine=SimpleNamespace(**values)), device="cpu")
+    sections = SimpleNamespace(engine=SimpleNamespace(**values), decode=SimpleNamespace(device=decode))
+    return SimpleNamespace(job=sections, device="cpu" if decode == "cpu" else "cuda")
 
 
 @pytest.fixture
@@ -114,6 +115,21 @@ def test_default_number_of_decoders_is_what_fits_beside_the_encoders(cluster):
     assert decoders_for(job(encoder_cpus=4.0), cluster, 1) == 1  # and `check_placement` refuses
     assert decoders_for(job(decoders=7), cluster, 1) == 7
     assert decoders_for(job(), Cluster(local=True, cpus=99.0, gpus=0.0, nodes=1, cores=6), 2) == 3
+
+
+def test_decoders_with_nvdec_are_placed_with_their_encoder(monkeypatch):
+    resources = {"CPU": 24.0, "GPU": 2.0, "object_store_memory": 9.0 * GB}
+    monkeypatch.setattr(
+        placement.ray, "nodes", lambda: [{"Alive": True, "NodeManagerHostname": "a", "Resources": resources}]
+    )
+    monkeypatch.setattr(placement, "_may_grow", lambda: False)
+    cluster = Cluster(local=False, cpus=24.0, gpus=2.0, nodes=1)
+    assert decoders_for(job(decode="cuda"), cluster, 2) == 11  # 12 CPUs beside each GPU, one of them the encoder's
+    assert encoder_cpus(job(decode="cuda"), 11) == 12.0
+    assert encoder_cpus(job(), 11) == 1.0  # other decoders are actors of their own
+    assert check_placement(job(decode="cuda"), cluster, 2, 11) is None
+    with pytest.raises(ConfigError, match=r"2 encoders of 13 CPU and 1 GPU.*take 1 of these encoders"):
+        check_placement(job(decode="cuda"), cluster, 2, 12)
 
 
 @pytest.mark.parametrize(

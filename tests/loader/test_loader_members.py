@@ -12,6 +12,7 @@ import torch
 from pipeline.config import StorageConfig, WriteConfig
 from pipeline.errors import BuildError, ConfigError
 from pipeline.export.targets import Request, export_output
+from pipeline.format.codec import INT8, decoded, encoded
 from pipeline.ledger.receipts import Ledger
 from pipeline.loader.crops import Prefix
 from pipeline.loader.dataset import LatentDataset
@@ -124,6 +125,24 @@ def test_compaction_copies_members_and_every_byte_verifies(output):
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name][each], after[name][each]) for name in before for each in NAMES)
     assert verify_output(output.store).ok
+
+
+@pytest.mark.parametrize("container", ["parquet", "tar"])
+def test_members_and_masks_as_int8_are_read_as_the_codec_defines_them(tmp_path, container):
+    config = WriteConfig(format=container, dtype="int8", compression="zstd")
+    store, clip = open_store(str(tmp_path / "out"), StorageConfig()), paired(1, SHORT, WriteConfig(dtype="float32"))
+    Ledger(store).prepare("films")
+    Ledger(store).commit(write_shard(store, tmp_path / "s", config, [clip], members=NAMES))
+    publish(store, PublishOptions(delta=False))
+    (row,) = LatentDataset.open(store.root, columns=NAMES)
+    batch = next(iter(LatentLoader(LatentDataset.open(store.root, columns=NAMES), batch=1)))
+    for name in NAMES:
+        values = clip.members[name]
+        wanted = decoded(encoded(values, INT8).data, INT8, values.shape).astype(np.float32)
+        np.testing.assert_array_equal(row.members[name].float().numpy(), wanted)
+        np.testing.assert_array_equal(batch.members[name][0].float().numpy(), wanted)
+        np.testing.assert_allclose(wanted, values, atol=np.ptp(values) / 200)
+    assert verify_output(store).ok
 
 
 def test_a_clip_without_its_members_is_not_written(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
@@ -213,6 +215,79 @@ def test_a_replay_that_runs_out_of_memory_falls_back_to_the_step():
     for _ in range(EAGER_RUNS + 1):
         assert torch.equal(graphs.run("double", double, (torch.ones(2),))[0], torch.full((2,), 2.0))
     assert len(graphs) == 0
+
+
+class FakeStream:
+    def wait_stream(self, other):
+        assert other is not self
+
+
+class FakeCuda:
+    """What `graphs.Recorder` needs of `torch.cuda`. `pools`: of each capture. `captured`: the graph being recorded."""
+
+    def __init__(self):
+        self.pools, self.streams, self.handles = [], [], 0
+        self.current, self.captured, self.fails = FakeStream(), None, False
+
+    def current_stream(self):
+        return self.current
+
+    def Stream(self):  # noqa: N802 - torch's name
+        self.streams.append(FakeStream())
+        return self.streams[-1]
+
+    def stream(self, stream):
+        assert stream in (self.current, *self.streams)
+        return contextlib.nullcontext()
+
+    def graph_pool_handle(self):
+        self.handles += 1
+        return self.handles
+
+    @contextlib.contextmanager
+    def graph(self, graph, pool, stream, capture_error_mode):
+        assert stream in self.streams
+        self.pools.append(pool)
+        if self.fails:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.captured = graph
+        yield
+        self.captured = None
+
+    class CUDAGraph:
+        def replay(self):
+            self.again()
+
+
+def test_recorded_graphs_share_a_stream_and_a_pool(monkeypatch):
+    cuda = FakeCuda()
+    monkeypatch.setattr("model.kernels.graphs.torch.cuda", cuda)
+
+    def step(x):
+        y = 2 * x
+        if cuda.captured is not None:  # a replay writes the same memory again
+            cuda.captured.again = lambda: torch.mul(x, 2, out=y)
+        return (y,)
+
+    graphs = StepGraphs()
+
+    def run(size):
+        for rows in (*[3] * (EAGER_RUNS + 2), 2):
+            x = torch.randn(rows, size)
+            assert torch.equal(graphs.run("double", step, (x,))[0], 2 * x)
+
+    run(1)
+    run(2)
+    assert (len(cuda.streams), cuda.pools) == (1, [1, 1])
+    graphs.clear()
+    run(1)
+    assert cuda.pools == [1, 1, 2]  # torch has freed the first pool with its last graph
+    cuda.fails = True
+    run(2)
+    cuda.fails = False
+    run(3)
+    assert cuda.pools[3:] == [2, 3]  # nothing is recorded into the pool of a recording that failed
+    assert len(graphs) == 2
 
 
 @pytest.fixture

@@ -85,7 +85,9 @@ def test_other_depths_agree_with_the_definition(references, golden, layers):
     got = fused.encode(golden["in/B"], moments=True)[0]
     assert relative(got.mean, want.mean) <= 1e-5
     assert relative(got.logvar, want.logvar) <= 1e-5
-    assert relative(fused.decode(want.mean)[0], plain.decode(want.mean)[0]) <= 1e-3  # norms of sparse tokens amplify rounding
+    assert (
+        relative(fused.decode(want.mean)[0], plain.decode(want.mean)[0]) <= 1e-3
+    )  # norms of sparse tokens amplify rounding
 
 
 def test_long_chunks_are_split_into_steps(fused, golden, monkeypatch):

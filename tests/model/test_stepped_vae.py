@@ -48,7 +48,9 @@ def test_every_step_is_one_graph(family):
 @pytest.mark.skipif(not has_compiler(), reason="compiling needs a C++ compiler, and torch found none")
 def test_compiled_steps_give_the_same_bits_in_any_chunks_and_batch(monkeypatch):
     """Its videos are begun eagerly, as states are the same: one step is compiled."""
-    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # its processes would import torch for a few small kernels
+    monkeypatch.setattr(
+        "torch._inductor.config.compile_threads", 1
+    )  # its processes would import torch for a few small kernels
     eager = NETWORKS["leanvae"]
     compiled = model.load("leanvae", config=CONFIGS["leanvae"], untrained=0, compile=True)
     assert (eager.identity().compiled, compiled.identity().compiled) == (False, True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import model
+from model.history import History
 from model.leanvae.depthwise import causal_depthwise
 from model.leanvae.network import empty_network
 from model.training.linear import fit_linear
@@ -234,17 +235,35 @@ def test_constant_clips_give_a_finite_start():
     assert (video - 0.25).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("conv2d", [False, True])
 @pytest.mark.parametrize("rows", [1, 2, 4])
-def test_the_fast_convolution_has_the_librarys_gradients(rows):
+def test_the_fast_convolution_has_the_librarys_gradients(rows, conv2d):
     draw = torch.Generator().manual_seed(0)
     shapes = ((2, rows, 5, 6, 8), (8, 1, 3, 3, 3), (8,))
     mine = [torch.randn(shape, generator=draw, dtype=torch.float64, requires_grad=True) for shape in shapes]
     theirs = [tensor.detach().clone().requires_grad_() for tensor in mine]
     padded = torch.nn.functional.pad(theirs[0].permute(0, 4, 1, 2, 3), (1, 1, 1, 1, 2, 0))
     want = torch.nn.functional.conv3d(padded, theirs[1], theirs[2], groups=8).permute(0, 2, 3, 4, 1)
-    got = causal_depthwise(*mine)
+    got = causal_depthwise(*mine, conv2d=conv2d)
     assert torch.allclose(got, want)
+    history = History()
+    first = causal_depthwise(mine[0][:, :1], *mine[1:], history, conv2d=conv2d)
+    rest = [first]
+    for row in range(1, rows):
+        history = History(history.tensors())
+        rest.append(causal_depthwise(mine[0][:, row : row + 1], *mine[1:], history, conv2d=conv2d))
+    assert torch.allclose(torch.cat(rest, dim=1), want)
     weight = torch.randn(want.shape, generator=draw, dtype=torch.float64)
     (got * weight).sum().backward()
     (want * weight).sum().backward()
     assert all(torch.allclose(a.grad, b.grad) for a, b in zip(mine, theirs, strict=True))
+
+
+@pytest.mark.parametrize("conv2d", [False, True])
+def test_the_convolution_is_float32_under_autocast(conv2d):
+    x, weight, bias = torch.randn(1, 3, 4, 5, 8), torch.randn(8, 1, 3, 3, 3), torch.randn(8)
+    want = causal_depthwise(x, weight, bias, conv2d=conv2d)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(causal_depthwise(x, weight, bias, conv2d=conv2d), want)
+        low = causal_depthwise(x.bfloat16(), weight, bias, History(), conv2d=conv2d)
+    assert low.dtype == want.dtype == torch.float32

@@ -18,7 +18,7 @@ from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import read_takedowns, record_takedown
 from pipeline.operate.delta_log import DeltaLog
-from pipeline.records import Shard, SourceObject
+from pipeline.records import MemberObject, Shard, SourceObject
 from pipeline.storage import Store
 from tests.operate.outputs import tar
 from tests.pipeline.frameless_build import job_for
@@ -34,6 +34,20 @@ def test_taken_down_sources_are_left_out_even_if_changed_or_under_other_settings
     for fingerprint, left in ((FINGERPRINT, [tar("d", "e1")]), ("0" * 32, [tar("a", "e1"), tar("d", "e1")])):
         work = find_work(shards, Summaries(store).all(), fingerprint, job_for(tmp_path), read_takedowns(store))
         assert (work.tars, work.files, work.taken_down) == (left, [files[1]], 2)
+
+
+def test_a_video_whose_paired_video_is_taken_down_is_left_out(store: Store, tmp_path: Path) -> None:
+    record_takedown(store, "asked", sources=["s3://corpus/a.depth.mp4"])
+    depth = (MemberObject("control", "s3://corpus/a.depth.mp4", 10, "e"),)
+    paired, other = (
+        SourceObject("s3://corpus/a.mp4", 10, "e", members=depth),
+        SourceObject("s3://corpus/b.mp4", 10, "e"),
+    )
+    shards = [Shard("files", "files 0", (paired, other))]
+    work = find_work(shards, Summaries(store).all(), FINGERPRINT, job_for(tmp_path), read_takedowns(store))
+    assert (work.files, work.taken_down) == ([other], 1)
+    made = publish_all(store, listing=[paired, *(tar(name, "e1").objects[0] for name in "ac")])
+    assert not any("a.mp4" in name for name in made.open_shards)
 
 
 def test_a_listed_source_that_is_taken_down_is_not_open(store: Store) -> None:

@@ -97,7 +97,7 @@ def test_an_encoder_that_forgets_its_state_fails(parts, monkeypatch) -> None:
 
 @pytest.fixture(scope="module")
 def with_moments(tmp_path_factory):
-    """As `parts`, of one video, with log-variances, in a tar."""
+    """As `parts`, of one video, with log-variances and conditions, in a tar."""
     folder = tmp_path_factory.mktemp("moments")
     (folder / "corpus").mkdir()
     (folder / "corpus" / "a.mp4").write_bytes(video_bytes(21, seed=7))
@@ -106,6 +106,7 @@ def with_moments(tmp_path_factory):
             folder / "corpus",
             folder / "out",
             **{"clips.frames": "21", "write.moments": True, "write.format": "tar", "write.dtype": "bfloat16"},
+            **{"write.store": "i2v_cond"},
         )
     )
     store = open_store(str(folder / "out"), StorageConfig())
@@ -166,6 +167,22 @@ def test_log_variances_are_compared_where_they_are_stored(parts, with_moments) -
     numbers = check.numbers
     assert (check.ok, numbers["clips"], numbers["bit_exact"], numbers["log_variances"]) == (True, 1, 1, 1)
     assert canary_check(StorageConfig())(*parts).numbers["log_variances"] == 0
+
+
+def test_conditions_are_compared_where_they_are_stored(parts, with_moments, monkeypatch) -> None:
+    assert canary_check(StorageConfig())(*with_moments).numbers["conditions"] == 1
+    assert canary_check(StorageConfig())(*parts).numbers["conditions"] == 0
+    plain = LatentDecoder.__init__
+
+    def init(self, *arguments) -> None:
+        plain(self, *arguments)
+        encode = self.vae.encode_condition
+        self.vae.encode_condition = lambda planes, *rest: encode(255 - planes, *rest)
+
+    monkeypatch.setattr(LatentDecoder, "__init__", init)
+    check = canary_check(StorageConfig())(*with_moments)
+    assert not check.ok
+    assert "such as the i2v_cond of a-" in check.message
 
 
 def test_log_variances_with_other_bits_fail(with_moments, monkeypatch) -> None:

@@ -26,9 +26,9 @@ from pipeline.records import (
     stable_hash,
 )
 from pipeline.records.annotation_rows import AnnotationRow, packed, record
-from pipeline.video.clips import resolve_rules
+from pipeline.video import clips
+from pipeline.video.clips import MOST_AT_ONCE, resolve_rules
 from pipeline.video.cutting import CutRequest
-from pipeline.video.spans import MOST_AT_ONCE
 from tests.pipeline.test_cutting import Answer, by_clip, cut, frames_of, planes_of, request_of
 from tests.video_files import encode, textured
 
@@ -158,6 +158,15 @@ def test_a_span_that_cannot_be_cut_is_rejected_with_its_reason(video, spans, rea
     (reject,) = opened.rejects
     assert (reject.key, reject.reason, reject.policy) == ("key", reason, policy)
     assert named in reject.message
+
+
+def test_ten_thousand_spans_that_overlap_are_refused_before_their_clips_are_planned(video, monkeypatch):
+    made = []
+    real = clips.plan_variants
+    monkeypatch.setattr(clips, "plan_variants", lambda *given: made.append(given) or real(*given))
+    (reject,) = cut(request(video, seconds(*[(0.0, 4.0)] * 10_000), select="spans:tile"))[0].rejects
+    assert reject.reason == "overlapping_spans"
+    assert len(made) == MOST_AT_ONCE
 
 
 def test_a_bad_span_costs_only_its_own_clips(video):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline.report.pictures import Pictures
-from pipeline.report.values import Clip, Decoded, Report
+from pipeline.report.values import Clip, Decoded, Histogram, Report
 from pipeline.report.written import write_report
 from tests.report.browser import address, browser, visit
 from tests.report.outputs import SCRIPT
@@ -55,7 +55,9 @@ def with_pictures(report: Report) -> tuple[Report, Pictures]:
     decoded = Decoded(network, (clip,), 0, 1, (0.8, 0.9), {"first": (1.0, 2.0), "others": (0.5, 1.0)}, "clip-1")
     first = report.rows.cells[0]
     cells = [(f"row-{n:05d}", f"key {n}", f"caption {n}", first[3], n % 100, *first[5:]) for n in range(ROWS)]
-    rows = replace(report.rows, cells=(*report.rows.cells, *cells))
+    labels = tuple(f"{1000 + n}.5 to {1001 + n}.5" for n in range(12))
+    wide = Histogram("Frame height", "pixels", labels, {"source": (1,) * 12, "stored": (2,) * 12})
+    rows = replace(report.rows, cells=(*report.rows.cells, *cells), histograms=(*report.rows.histograms, wide))
     pictures = {"clip-1-still": webp(), "clip-1-play": webp(3), "channel-0": webp(), "channel-1": webp()}
     return replace(report, decoded=decoded, rows=rows), Pictures(pictures)
 
@@ -125,6 +127,18 @@ def test_all_of_it_is_reached_by_keyboard(chromium, page):
         seen.page.get_by_role("button", name="id", exact=True).focus()
         seen.page.keyboard.press("Space")
         assert seen.page.locator("#rows-table th").first.get_attribute("aria-sort") == "ascending"
+
+
+def test_labels_of_charts_do_not_overlap(chromium, page):
+    boxes = """() => [...document.querySelectorAll('svg.chart')].map((chart) => [...chart.querySelectorAll('text')]
+      .map((text) => text.getBoundingClientRect()).map((box) => [box.left, box.right, box.top, box.bottom]))"""
+    with visit(chromium, address(page)) as seen:
+        charts = seen.page.evaluate(boxes)
+    assert len(charts) == 2 + 4 + 3  # source videos, rows, quality
+    for chart in charts:
+        for number, (left, right, top, bottom) in enumerate(chart):
+            for other in chart[number + 1 :]:
+                assert right <= other[0] or other[1] <= left or bottom <= other[2] + 1 or other[3] <= top + 1
 
 
 def test_it_fits_on_a_phone(chromium, page):

@@ -12,7 +12,7 @@ from pipeline.config import StorageConfig
 from pipeline.errors import OutputError
 from pipeline.ledger.takedowns import record_takedown
 from pipeline.report.collect import collect
-from pipeline.report.page import page_of, visible
+from pipeline.report.page import CHECKS, page_of, visible
 from pipeline.report.pictures import Pictures
 from pipeline.report.written import page_path, store_report, stored_page, write_report
 from tests.pipeline.latent_clips import local_store
@@ -86,6 +86,12 @@ def test_sections_have_headings_and_images_have_names(page):
     assert len(drawn) == 2 + 3 + 4  # histograms of source videos and of rows, channels
     assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in drawn)
     assert "2 of 2 undecodable" in elements.text
+
+
+def test_every_check_has_a_sentence(page, report):
+    names = {check["name"] for check in report.checks}
+    assert {"conservation", "drift"} < names <= CHECKS.keys()
+    assert all(CHECKS[name].replace("'", "&#39;") in page for name in names)
 
 
 def test_a_snapshot_without_rows_has_a_page(tmp_path):

@@ -8,11 +8,16 @@ import os
 import signal
 import sys
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 from pipeline.engine.decoders.lane_wire import send
 from pipeline.engine.decoders.lane_worker import LaneWorker
 from pipeline.engine.decoders.lanes import LaneReady
+from pipeline.errors import WorkerLost
 from pipeline.video.decode import read_mark
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -24,12 +29,30 @@ def die_with_parent(parent_pid: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def serve(descriptor: int, memory_bytes: int, niceness: int, parent_pid: int, shared: int) -> None:
-    """Answers requests until the pipe closes. `descriptor` is the pipe's, `shared` the one of the `read_mark`."""
+def serve(
+    descriptor: int,
+    memory_bytes: int,
+    niceness: int,
+    parent_pid: int,
+    shared: int,
+    *,
+    prepare: Callable[[], None] = lambda: None,
+) -> None:
+    """Answers requests until the pipe closes. `descriptor` is the pipe's, `shared` the one of the `read_mark`.
+
+    `prepare` runs first, before memory is limited. If it raises `WorkerLost`, that is the only answer.
+    """
     die_with_parent(parent_pid)
     read_mark.share(shared)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's decision
     pipe = Connection(descriptor)
+    try:
+        prepare()
+    except WorkerLost as error:
+        with contextlib.suppress(EOFError, OSError):
+            send(pipe, -1, error)
+            pipe.recv()  # until the owner kills this process: its exit code would be a second, less telling loss
+        return
     worker = LaneWorker(memory_bytes, niceness)
     # OSError: the owner closed the pipe or died in the middle of a message. It needs no answer, and the user no traceback.
     with contextlib.suppress(EOFError, OSError):

@@ -25,6 +25,7 @@ from pipeline.video.decode import read_mark
 
 if TYPE_CHECKING:
     import mmap
+    from collections.abc import Sequence
 
     from pipeline.engine.decoders.lanes import Answer
     from pipeline.video.cutting import CutRequest
@@ -156,16 +157,9 @@ class ProcessLanes:
         return _Child(process, ours, sender, mark)
 
     def _popen(self, pipe: int, shared: int) -> subprocess.Popen[bytes]:
-        root = str(Path(pipeline.__file__).resolve().parents[1])
-        path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part)
         arguments = pipe, self._memory_bytes, self._niceness, os.getpid(), shared
-        return subprocess.Popen(
-            [sys.executable, "-m", "pipeline.engine.decoders.lane_process", *map(str, arguments)],
-            pass_fds=[pipe, shared],
-            env={**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
-            stdin=subprocess.DEVNULL,
-            process_group=0,  # Ctrl-C reaches the owner only, also before the child ignores it
-        )
+        environment = {"CUDA_VISIBLE_DEVICES": ""}
+        return start_program("pipeline.engine.decoders.lane_process", arguments, (pipe, shared), environment)
 
     def _send(self, lane: int, message: tuple[str, int, Any]) -> None:
         child = self._children[lane]
@@ -202,6 +196,21 @@ class ProcessLanes:
                 lost.add(ready)
                 if self._children[lane] is child and not self._closing:
                     self._answers.put((child, lane, -1, _end_of(child.process, error)))
+
+
+def start_program(
+    module: str, arguments: Sequence[int], descriptors: Sequence[int], environment: dict[str, str]
+) -> subprocess.Popen[bytes]:
+    """Starts a decoder process in a fresh interpreter, which inherits `descriptors`. `environment`: over this process's."""
+    root = str(Path(pipeline.__file__).resolve().parents[1])
+    path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part)
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        pass_fds=list(descriptors),
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        stdin=subprocess.DEVNULL,
+        process_group=0,  # Ctrl-C reaches the owner only, also before the child ignores it
+    )
 
 
 def _kill(processes: list[subprocess.Popen[bytes]]) -> None:

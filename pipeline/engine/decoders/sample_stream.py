@@ -120,7 +120,7 @@ class SampleStream:
             lanes,
             self,
             rules=rules,
-            limits=job.decode,
+            limits=job.decode.model_copy(update={"device": "cpu"}),  # the pixels are the same
             drill=job.drill,
             chunk_frames=chunk_frames,
             frame_bytes=job.engine.frame_bytes,

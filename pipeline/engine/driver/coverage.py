@@ -98,7 +98,7 @@ def find_work(
     listed: set[bytes] = set()
     for shard in shards:
         for source in shard.objects:
-            if takedowns.takes(source.uri):
+            if takedowns.takes_any_of(source):
                 work.taken_down += 1
                 continue
             identity = source_id(source)

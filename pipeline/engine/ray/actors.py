@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from pipeline.engine.decoders.lanes import niceness_beside
+from pipeline.engine.nvdec.lanes import NvdecLanes
 from pipeline.engine.ray.lanes import RayLanes
 from pipeline.engine.ray.metrics import Meters, worker_values
 from pipeline.engine.worker.death_record import DeathRecord
@@ -101,7 +102,11 @@ class EncoderActor:
         if self._context.device == "cpu":
             keep_freed_memory()
         niceness, cpus = niceness_beside(self._context.device), job.engine.decoder_cpus
-        lanes = RayLanes(self._decoders, job.decode.memory_bytes, niceness, cpus, job.storage)
+        lanes: RayLanes | NvdecLanes
+        if job.decode.device == "cuda":  # children of this process: on its node, and on its GPU, the only one it sees
+            lanes = NvdecLanes(self._decoders, job.decode.memory_bytes, "cuda")
+        else:
+            lanes = RayLanes(self._decoders, job.decode.memory_bytes, niceness, cpus, job.storage)
         self._record.stage("loading the network")
         drill.fire(job.drill, "in_load")
         encoder = make_encoder(self._context, self._threads)

@@ -111,6 +111,9 @@ def decoders_for(context: BuildContext, cluster: Cluster, encoders: int) -> int:
         return engine.decoders
     if cluster.local:
         return decoders_per_encoder(None, int(cluster.cores / engine.decoder_cpus), encoders)
+    if context.job.decode.device == "cuda":  # beside each encoder on its node
+        beside = [(node.cpus / node.gpus - engine.encoder_cpus) / engine.decoder_cpus for node in _nodes() if node.gpus]
+        return max(1, min(MOST_DECODERS, int(min(beside, default=1))))
     _, fit = _need(context, encoders, MOST_DECODERS).fits(_nodes())
     return max(1, fit // encoders)
 
@@ -132,10 +135,18 @@ def check_placement(context: BuildContext, cluster: Cluster, encoders: int, deco
     )
 
 
+def encoder_cpus(context: BuildContext, decoders: int) -> float:
+    """CPUs that an encoder actor requests: with `decode.device: cuda` those of its decoders as well, which are its child processes."""
+    engine = context.job.engine
+    return engine.encoder_cpus + (decoders * engine.decoder_cpus if context.job.decode.device == "cuda" else 0)
+
+
 def _need(context: BuildContext, encoders: int, decoders: int) -> Need:
     engine = context.job.engine
     gpus = 1 if context.device.startswith("cuda") else 0
-    return Need(encoders, engine.encoder_cpus, gpus, decoders, engine.decoder_cpus, engine.frame_bytes)
+    of_ray = 0 if context.job.decode.device == "cuda" else decoders
+    cpus = encoder_cpus(context, decoders)
+    return Need(encoders, cpus, gpus, of_ray, engine.decoder_cpus, engine.frame_bytes)
 
 
 def _nodes() -> list[Node]:

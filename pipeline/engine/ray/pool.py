@@ -28,7 +28,7 @@ from pipeline.engine.ray.cluster_watch import ClusterWatch, ask_head
 from pipeline.engine.ray.encoder_state import Call, EncoderState
 from pipeline.engine.ray.losses import LoadFailures, describe_loss, judge_loss
 from pipeline.engine.ray.node_health import NodeHealth
-from pipeline.engine.ray.placement import check_placement, decoders_for, encoders_for, waiting_line
+from pipeline.engine.ray.placement import check_placement, decoders_for, encoder_cpus, encoders_for, waiting_line
 from pipeline.engine.worker.death_record import take_death
 from pipeline.engine.worker.encode_loop import ShardFailure
 from pipeline.engine.worker.pool import (
@@ -95,7 +95,8 @@ class RayPool:
         self._decoders = decoders_for(context, cluster, self.size)
         self._cluster = cluster
         self._threads = engine.threads or max(1, int(cores // max(self.size, cluster.nodes)))
-        self._watch = ClusterWatch(partial(ask_head, self._home, engine.encoder_cpus, self._gpus))
+        self._cpus = encoder_cpus(context, self._decoders)  # of an encoder
+        self._watch = ClusterWatch(partial(ask_head, self._home, self._cpus, self._gpus))
         self._head_lost = False
 
     def start(self, wanted: int) -> None:  # noqa: D102
@@ -159,7 +160,7 @@ class RayPool:
     def _create(self) -> None:
         self._created += 1
         options: dict[str, Any] = {
-            "num_cpus": self._context.job.engine.encoder_cpus,
+            "num_cpus": self._cpus,
             "num_gpus": self._gpus,
             "name": None,
         }
@@ -390,7 +391,7 @@ class RayPool:
         if not late or self._waiting_shown:
             return []
         self._waiting_shown = True
-        return [Notice(waiting_line(len(late), self._context.job.engine.encoder_cpus, self._gpus, PLACEMENT_S))]
+        return [Notice(waiting_line(len(late), self._cpus, self._gpus, PLACEMENT_S))]
 
 
 _take_death = ray.remote(num_cpus=0, max_retries=0)(take_death)

@@ -12,6 +12,7 @@ from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import ConfigError
 from pipeline.format.layout import CURRENT
 from pipeline.format.stored import VERSIONS
 from pipeline.records import ClipRules, stable_hash
@@ -67,7 +68,12 @@ class BuildContext:
 def make_context(
     job: EncodeJob, rules: ClipRules, network: Network, device: str, compute_dtype: str, layout: Layout = CURRENT
 ) -> BuildContext:
-    """Makes the context. Its fingerprint hashes everything that can change a stored value, and nothing else."""
+    """Makes the context. Its fingerprint hashes everything that can change a stored value, and nothing else.
+
+    Raises:
+        ConfigError: `decode.device` is cuda, and the network runs on a CPU.
+    """
+    check_decode_device(job.decode.device, device)
     spec = network.spec.to_dict()
     chunked = spec["chunking"] != "none"
     parts = {
@@ -91,6 +97,10 @@ def make_context(
         parts["store"] = {name: VERSIONS[name] for name in sorted(job.write.store)}
     if job.member_rule:
         parts["members"] = job.member_rule.to_dict()
+    if job.decode.device == "cuda":  # the pixels are libav's, but damage inside a picture is not noticed
+        from pipeline.video.decode.hardware import CODECS
+
+        parts["nvdec"] = {"codecs": list(CODECS), "min_pixels": job.decode.nvdec_min_pixels}
     return BuildContext(
         job=job,
         rules=rules,
@@ -105,6 +115,15 @@ def make_context(
         build=secrets.token_hex(4),
         layout=layout,
     )
+
+
+def check_decode_device(decode: str, network: str) -> None:
+    """Raises ConfigError if videos are to be decoded on a GPU and the network runs on a CPU."""
+    if decode == "cuda" and not network.startswith("cuda"):
+        raise ConfigError(
+            "decode.device: cuda decodes on the GPU of the encoder, but the network runs on the CPU (model.device, or no CUDA device was "
+            "found); set decode.device=cpu, or run where there is a GPU"
+        )
 
 
 def _decoder_version() -> dict[str, str]:

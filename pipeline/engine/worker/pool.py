@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pipeline.encoder import Encoder
 from pipeline.engine.decoders.lanes import niceness_beside
 from pipeline.engine.decoders.process_lanes import ProcessLanes
+from pipeline.engine.nvdec.lanes import NvdecLanes
 from pipeline.engine.worker.device_fault import device_fault
 from pipeline.engine.worker.encode_loop import EncodeLoop, ShardFailure
 from pipeline.errors import BuildError
@@ -153,7 +154,11 @@ class InlinePool:
         cores = os.cpu_count() or 1
         # Decoders first: they import and warm up while the network loads.
         decoders, niceness = decoders_per_encoder(job.engine.decoders, cores, 1), niceness_beside(self._context.device)
-        lanes = ProcessLanes(decoders, job.decode.memory_bytes, niceness)
+        lanes: ProcessLanes
+        if job.decode.device == "cuda":
+            lanes = NvdecLanes(decoders, job.decode.memory_bytes, self._context.device)
+        else:
+            lanes = ProcessLanes(decoders, job.decode.memory_bytes, niceness)
         self._loop = EncodeLoop(self._context, make_encoder(self._context, job.engine.threads), lanes)
 
     def assign(self, worker: str, shard: Shard, blamed: tuple[BlamedVideo, ...] = ()) -> None:  # noqa: D102

@@ -12,6 +12,7 @@ file cannot be read.
 - `ebml`, `matroska_crop`: Matroska elements; Matroska files that libav refuses
 - `packets`, `packet_table`, `clock`, `bitstream`, `h264_pictures`: which frame each packet shows, and when
 - `frame_stream`, `damaged`: decoded frames in order; which are damaged
+- `beginning`, `hardware`: where a video begins; videos that a GPU decodes
 - `deinterlacer`, `filtering`, `orientation`, `cropping`: filters
 - `planes`, `colour_tags`, `tonemap`: planes of the bucket's size; colour
 """
@@ -19,20 +20,23 @@ file cannot be read.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.errors import BadDataError, DamagedInput, PolicyReject
 from pipeline.records import VideoInfo, video_counts
+from pipeline.video.decode.beginning import begin, is_interlaced
 from pipeline.video.decode.colour_tags import Colour, resolve, rgb_matrix
 from pipeline.video.decode.container import OpenContainer, damage, measure
 from pipeline.video.decode.cropping import Cropper
 from pipeline.video.decode.frame_stream import FrameStream
-from pipeline.video.decode.orientation import Orientation
+from pipeline.video.decode.hardware import HardwareDecoder, installed, unsuited
+from pipeline.video.decode.orientation import Orientation, display_size
 from pipeline.video.decode.packet_table import PacketTable
 from pipeline.video.decode.packets import read_packets
-from pipeline.video.decode.planes import Geometry, Scaler
+from pipeline.video.decode.planes import FrameScaler, Geometry, Scaler
 from pipeline.video.decode.refusals import explained, only_named_errors, refuse_encrypted, refuse_still
 
 if TYPE_CHECKING:
@@ -40,8 +44,6 @@ if TYPE_CHECKING:
 
 LOST_FRAMES = 2  # missing frames over which a player repeats the one before; more are damage
 ASPECT_TOLERANCE = 0.03
-FIELD_ORDERS = range(2, 6)  # libav's tt, bb, tb, bt
-SANE_ASPECT = 16.0  # a sample aspect ratio beyond this (or its inverse) is a broken header
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Shown:
 
     index: int
     frame: Any
-    scaler: Scaler
+    scaler: FrameScaler
     damaged: str | None = None
 
     def write(self, out_3HW: np.ndarray, geometry: Geometry) -> None:
@@ -107,71 +109,20 @@ def _open(video: bytes | str, limits: DecodeConfig, content_hash: str) -> Video:
 
 
 def _open_listed(video: bytes | str, limits: DecodeConfig, table: PacketTable, content_hash: str) -> Video:
-    stream, first, warnings = _begin(video, limits, table, deinterlace=False)
+    stream, first, warnings = begin(video, limits, table, deinterlace=False)
     try:
-        interlaced = _is_interlaced(stream, first[1])
+        interlaced = is_interlaced(stream, first[1])
         if interlaced and limits.interlaced == "deinterlace":
             stream.close()
-            stream, first, warnings = _begin(video, limits, table, deinterlace=True)
+            stream, first, warnings = begin(video, limits, table, deinterlace=True)
         table = replace(table, warnings=(*table.warnings, *warnings))
-        return Video(stream, table, *first, interlaced, content_hash, limits)
+        found = Video(stream, table, *first, interlaced, content_hash, limits)
+        if limits.device == "cuda":
+            found.use_hardware(installed(), video, limits)
+        return found
     except BaseException:
         stream.close()
         raise
-
-
-def _begin(
-    video: bytes | str, limits: DecodeConfig, table: PacketTable, *, deinterlace: bool
-) -> tuple[FrameStream, tuple[int, Any], tuple[str, ...]]:
-    """A stream, its first good frame with its index, and warnings. If a strict decoder gives no frame, it is opened again to conceal."""
-    # Opened again instead of rewound: not every format can seek to its beginning, and opening takes 2 ms.
-    stream = FrameStream(video, limits, table, deinterlace=deinterlace)
-    warnings: tuple[str, ...] = ()
-    try:
-        first = _first(stream, table, limits)
-    except DamagedInput as error:
-        strict = stream.strict
-        stream.close()
-        if not strict or error.reason != "undecodable":
-            raise
-        stream = FrameStream(video, limits, table, deinterlace=deinterlace, lenient=True)
-        try:
-            first, warnings = _first(stream, table, limits), ("decoder_errors",)
-        except BaseException:
-            stream.close()
-            raise
-    except BaseException:
-        stream.close()
-        raise
-    lost = (f"undecodable_start:{first[0]}",) if first[0] else ()
-    return stream, first, (*warnings, *lost)
-
-
-def _first(stream: FrameStream, table: PacketTable, limits: DecodeConfig) -> tuple[int, Any]:
-    """The index at which the video begins, and its first undamaged frame (with `decode.damage` "warn": its first frame).
-
-    A video begins at its first keyframe, even if frames behind that are damaged. A stream that begins inside a group of pictures begins
-    at its first undamaged frame.
-    """
-    why, begins_at, begin_is_damaged = "no packet of the video stream gives a frame", table.begins_at, False
-    try:
-        while (first := stream.next()) is not None:
-            begin_is_damaged |= begins_at is not None and stream.damaged.why(begins_at) is not None
-            damaged = stream.damaged.why(first[0])
-            if damaged is None or limits.damage == "warn":
-                return (begins_at if begins_at is not None and begin_is_damaged else first[0]), first[1]
-            why = f"no frame is whole: {damaged}"
-            stream.jump(stream.damaged.end_of(first[0]))
-    except DamagedInput as error:
-        if error.reason == "corrupt_stream":
-            raise DamagedInput("undecodable", f"no frame can be decoded: {error.message}", stage="decode") from None
-        raise
-    refused = stream.damaged.first
-    raise DamagedInput("undecodable", why if refused is None or stream.position >= 0 else refused, stage="decode")
-
-
-def _is_interlaced(stream: FrameStream, frame: Any) -> bool:
-    return bool(frame.interlaced_frame) or stream.opened.stream.codec_context.field_order in FIELD_ORDERS
 
 
 class Video:
@@ -200,18 +151,29 @@ class Video:
             limits.untagged_matrix,
         )
         decisions = _apply_policies(colour, interlaced, limits)
-        self._stream, self._table = stream, table
+        self._stream, self._table, self._decoded = stream, table, 0
+        self._hardware: HardwareDecoder | None = None
         self._offset = index  # frames of the table before the first that can be decoded; they are not shown
         self._coded = first.width, first.height
         shown_size, cropper, cropped = _crop(stream.opened, first)
-        self._scaler = Scaler(orientation, colour.transfer, cropper)
+        self._orientation = orientation
+        self._scaler: FrameScaler = Scaler(orientation, colour.transfer, cropper)
         self._current: Shown | None = None
         self._coming: Shown | None = Shown(stream.position - index, first, self._scaler)
         self._broken: DamagedInput | None = None
+        self._unsuited = unsuited(
+            str(context.codec.canonical_name),
+            first,
+            interlaced=interlaced,
+            transfer=colour.transfer,
+            cropped=cropper is not None,
+            late=stream.position != index,
+            limits=limits,
+        )
         self._keep_damaged = limits.damage == "warn"
         self.times_s = table.times_s[index:] - table.times_s[index]
         self.end_s = table.end_s - float(table.times_s[index])
-        width, height, aspect = _display_size(stream.opened.stream, shown_size, orientation)
+        width, height, aspect = display_size(stream.opened.stream, shown_size, orientation)
         if orientation.mirrored:
             decisions.append("mirrored")
         self.info = VideoInfo(
@@ -235,7 +197,7 @@ class Video:
     @property
     def frames_decoded(self) -> int:
         """Frames that have left the codec."""
-        return self._stream.decoded
+        return self._decoded + self._stream.decoded
 
     @property
     def incomplete(self) -> str:
@@ -258,6 +220,62 @@ class Video:
                 previous = index
         return planes_T3HW
 
+    def use_hardware(self, decoder: HardwareDecoder, video: bytes | str, limits: DecodeConfig) -> None:
+        """Goes on with the frames of `decoder`, if it takes this video and its first frame has the same pixels. Called before `show`.
+
+        The last warning of `info` says which decoder it is: `nvdec`, or `not_nvdec` with the reason. Raises what the file raises.
+        """
+        why = self._unsuited or self._move_to(decoder, video, limits)
+        warnings = list(self.info.warnings)
+        warnings.append(f"not_nvdec:{why}" if why else "nvdec")
+        self.info = replace(self.info, warnings=tuple(warnings))
+
+    def _move_to(self, decoder: HardwareDecoder, video: bytes | str, limits: DecodeConfig) -> str:
+        """Replaces the stream by one of the hardware. Returns why not, as a slug; empty if it did."""
+        first, stream = self._coming, None
+        assert first is not None  # noqa: S101 - `show` was not called yet
+        try:
+            stream = decoder.stream(video, limits, self._table)
+            other = self._first_of(stream, decoder, first.frame)
+            same = other is not None and self._same_pixels(first, other)
+        except BadDataError:
+            other, same = None, False
+        except BaseException:
+            if stream is not None:
+                stream.close()
+            raise
+        if other is None or not same or stream is None:
+            if stream is not None:
+                stream.close()
+            return "refused" if other is None else "other_pixels"
+        self._software = self._scaler, partial(FrameStream, video, limits, self._table)
+        self._replace_stream(stream, other.scaler)
+        self._hardware, self._coming = decoder, other
+        return ""
+
+    def _first_of(self, stream: FrameStream, decoder: HardwareDecoder, first: Any) -> Shown | None:
+        """The first frame of a stream of the hardware; None if it is another one than libav's `first`, or cannot be scaled there."""
+        item = stream.next()
+        while item is not None and item[0] < self._offset:
+            item = stream.next()
+        if item is None or item[0] != self._offset or stream.damaged.why(self._offset) or not decoder.takes(item[1]):
+            return None
+        scaler = decoder.scaler(self._orientation, first)
+        return None if scaler is None else Shown(0, item[1], scaler)
+
+    def _same_pixels(self, one: Shown, other: Shown) -> bool:
+        width, height = self._coded[::-1] if self._orientation.transpose else self._coded
+        geometry, planes_23HW = Geometry(height, width, 0, 0, height, width), np.empty((2, 3, height, width), np.uint8)
+        one.write(planes_23HW[0], geometry)
+        other.write(planes_23HW[1], geometry)
+        return bool(np.array_equal(planes_23HW[0], planes_23HW[1]))
+
+    def _replace_stream(self, stream: FrameStream, scaler: FrameScaler) -> None:
+        self._decoded += self._stream.decoded
+        self._stream.close()
+        self._stream, self._scaler = stream, scaler
+        self._current = self._coming = self._broken = None
+
     @only_named_errors("decoding a frame")
     def show(self, index: int) -> Shown:
         """The frame on screen at `index`, which must not be smaller than in the calls before.
@@ -271,6 +289,20 @@ class Video:
             PolicyReject: `size_changed`.
             StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
         """
+        if self._hardware is not None:
+            try:
+                shown = self._show(index)
+                if shown.damaged is None:
+                    return shown
+            except BadDataError:
+                pass
+            # libav decides what is damaged, and how it looks. The frames so far have the same pixels as its own.
+            scaler, restart = self._software
+            self._replace_stream(restart(), scaler)
+            self._hardware = None
+        return self._show(index)
+
+    def _show(self, index: int) -> Shown:
         if self._broken is not None:
             raise self._broken
         while self._current is None or self._current.index < index:
@@ -304,6 +336,11 @@ class Video:
             while (item := self._stream.next()) is not None:
                 number, frame = item
                 self._check_shape(frame)
+                if self._hardware is not None and (
+                    not self._hardware.takes(frame) or (frame.width, frame.height) != self._coded
+                ):
+                    message = f"frame {number} is of another kind than the first one"
+                    raise DamagedInput("corrupt_stream", message, stage="decode")  # `show` goes on without the hardware
                 if number >= self._offset:
                     return Shown(number - self._offset, frame, self._scaler)
         except DamagedInput as error:  # the container breaks, or memory ran out: no frame follows
@@ -360,16 +397,3 @@ def _crop(opened: OpenContainer, frame: Any) -> tuple[tuple[int, int], Cropper |
     if window is None:
         return (frame.width, frame.height), None, (f"bad_crop:{margins}",)
     return (window.width, window.height), Cropper(margins, frame), (f"cropped:{window}",)
-
-
-def _display_size(stream: Any, size: tuple[int, int], orientation: Orientation) -> tuple[int, int, tuple[int, int]]:
-    """Displayed width and height of a stored picture of `size`, and the sample aspect ratio that was applied."""
-    with damage("undecodable", "reading the sample aspect ratio"):
-        ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
-    numerator, denominator = (ratio.numerator, ratio.denominator) if ratio else (1, 1)
-    if numerator <= 0 or denominator <= 0 or not 1 / SANE_ASPECT <= numerator / denominator <= SANE_ASPECT:
-        numerator = denominator = 1
-    width, height = max(1, round(size[0] * numerator / denominator)), size[1]
-    if orientation.transpose:
-        width, height = height, width
-    return width, height, (numerator, denominator)

@@ -104,18 +104,18 @@ def _check_size(num_bytes: int, limits: DecodeConfig) -> None:
         raise PolicyReject("too_large", message, stage="decode")
 
 
-def _open(file: EncodedFile, limits: DecodeConfig) -> tuple[Any, EncodedFile | PatchedFile]:
+def _open(file: EncodedFile, limits: DecodeConfig, hwaccel: Any = None) -> tuple[Any, EncodedFile | PatchedFile]:
     """Container of libav, and the file that it reads: `file`, or a view of it without impossible cropping."""
     try:
-        return _libav_open(file, limits), file
+        return _libav_open(file, limits, hwaccel), file
     except av.error.InvalidDataError:
         patched = hide_impossible_crops(file)
         if patched is None:
             raise
-        return _libav_open(patched, limits), patched
+        return _libav_open(patched, limits, hwaccel), patched
 
 
-def _libav_open(file: EncodedFile | PatchedFile, limits: DecodeConfig) -> Any:
+def _libav_open(file: EncodedFile | PatchedFile, limits: DecodeConfig, hwaccel: Any) -> Any:
     return av.open(
         file,
         mode="r",
@@ -124,14 +124,15 @@ def _libav_open(file: EncodedFile | PatchedFile, limits: DecodeConfig) -> Any:
         container_options={"format_whitelist": FORMATS, "protocol_whitelist": "none"},
         metadata_errors="replace",
         buffer_size=IO_BYTES,
+        hwaccel=hwaccel,
     )
 
 
 class OpenContainer:
     """An open container and one of its video streams, set to decode in one thread. `warnings` are for the row."""
 
-    def __init__(self, video: bytes | str, limits: DecodeConfig) -> None:
-        """Opens `video` and chooses its stream: libav's best one that is not a still picture or cover art.
+    def __init__(self, video: bytes | str, limits: DecodeConfig, hwaccel: Any = None) -> None:
+        """Opens `video` and chooses its stream: libav's best one that is not a still picture or cover art. `hwaccel`: PyAV's `HWAccel`.
 
         Raises:
             DamagedInput: `undecodable`, `no_decoder`.
@@ -144,7 +145,7 @@ class OpenContainer:
         try:
             expected = "expected a video file: mp4, mkv, webm, avi, ts, …"
             with damage("undecodable", f"opening the container ({expected})", file=file):
-                self.container, self.file = _open(file, limits)
+                self.container, self.file = _open(file, limits, hwaccel)
             with damage("undecodable", "listing the streams"):
                 self.stream, self.warnings = choose(
                     self.container, lambda indices: _count_packets(video, limits, indices)

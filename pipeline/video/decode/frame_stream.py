@@ -46,10 +46,13 @@ class FrameStream:
         *,
         deinterlace: bool = False,
         lenient: bool = False,
+        hwaccel: Any = None,
     ) -> None:
-        """Opens `video` again; raises as `OpenContainer`. `lenient`: the decoder may conceal damage."""
+        """Opens `video` again; raises as `OpenContainer`. `lenient`: the decoder may conceal damage. `hwaccel`: PyAV's `HWAccel` for a
+        decoder in hardware.
+        """
         self._video, self._limits, self._table = video, limits, table
-        self._deinterlace, self._lenient = deinterlace, lenient
+        self._deinterlace, self._lenient, self._hwaccel = deinterlace, lenient, hwaccel
         self.damaged = DamagedFrames(table, REACH if deinterlace else 0)
         points = table.points
         self._exact = np.flatnonzero(points.exact)  # points where decoding may begin
@@ -65,7 +68,7 @@ class FrameStream:
         self._restart()
 
     def _restart(self) -> None:
-        self.opened = OpenContainer(self._video, self._limits)
+        self.opened = OpenContainer(self._video, self._limits, self._hwaccel)
         context = self.opened.stream.codec_context
         codec = context.codec.canonical_name
         self._gives_each = codec in ALWAYS_GIVES

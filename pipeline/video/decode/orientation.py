@@ -1,4 +1,4 @@
-"""Orientation of a video: a frame's display matrix as a transpose and two flips. Part of the decode package."""
+"""Orientation of a video: a frame's display matrix as a transpose and two flips; its displayed size. Part of the decode package."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.video.decode.container import damage
 from pipeline.video.decode.filtering import FilterChain
 
+SANE_ASPECT = 16.0  # a sample aspect ratio beyond this (or its inverse) is a broken header
 MATRIX_BYTES = 36
 MATRIX_TYPE = 6  # AV_FRAME_DATA_DISPLAYMATRIX
 OTHER_TYPES = [number for number in range(64) if number != MATRIX_TYPE]  # libav 8.1 has 35
@@ -69,3 +71,19 @@ def _display_matrix(frame: Any) -> bytes:
         return b""
     alone = FilterChain(held, [("sidedata", f"mode=delete:type={number}") for number in OTHER_TYPES]).apply(held)
     return bytes(alone.side_data[-1]) if alone is not None and len(alone.side_data) else b""
+
+
+def display_size(stream: Any, size: tuple[int, int], orientation: Orientation) -> tuple[int, int, tuple[int, int]]:
+    """Displayed width and height of a stored picture of `size` (width, height), and the sample aspect ratio that was applied.
+
+    Raises DamagedInput, `undecodable`.
+    """
+    with damage("undecodable", "reading the sample aspect ratio"):
+        ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
+    numerator, denominator = (ratio.numerator, ratio.denominator) if ratio else (1, 1)
+    if numerator <= 0 or denominator <= 0 or not 1 / SANE_ASPECT <= numerator / denominator <= SANE_ASPECT:
+        numerator = denominator = 1
+    width, height = max(1, round(size[0] * numerator / denominator)), size[1]
+    if orientation.transpose:
+        width, height = height, width
+    return width, height, (numerator, denominator)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import av
 import numpy as np
@@ -43,6 +43,12 @@ class Geometry:
     left: int
     height: int
     width: int
+
+
+class FrameScaler(Protocol):
+    """Writes frames of one video as planes; see `Scaler`."""
+
+    def write(self, frame: Any, geometry: Geometry, out_3HW: np.ndarray) -> None: ...  # noqa: D102
 
 
 class Scaler:

@@ -1,0 +1,151 @@
+"""Section `nvdec`: rates of decoder processes with NVDEC by codec, frame size and number of processes; pixels compared with libav's.
+
+A rehearsal on a CPU runs decoder processes without NVDEC. PyAV is needed; a machine without it has been given no wheels (`make wheels`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from benchmarks.gpu_day.report import Report
+    from benchmarks.gpu_day.settings import Settings
+    from benchmarks.machine import Machine
+    from pipeline.engine.decoders.process_lanes import ProcessLanes
+
+# Name, encoder, height, width. The most telling first; 360p is below `decode.nvdec_min_pixels`, which this may correct.
+VIDEOS = (
+    ("h264 1080p", "libx264", 1080, 1920),
+    ("h264 720p", "libx264", 720, 1280),
+    ("hevc 1080p", "libx265", 1080, 1920),
+    ("h264 360p", "libx264", 360, 640),
+    ("vp9 720p", "libvpx-vp9", 720, 1280),
+)
+PROCESSES = (14, 7, 1)  # an H200 has seven engines
+CLIP_FRAMES, VIDEO_S, MEASURED_S, READY_S = 17, 3.0, 1.0, 120.0
+
+
+def run(report: Report, settings: Settings, machine: Machine) -> None:
+    """Section `nvdec`."""
+    videos = VIDEOS if machine.cuda else (("h264 tiny", "libx264", 64, 96),)
+    counts = PROCESSES if machine.cuda else (1,)
+    lanes: list[ProcessLanes] = []
+    started = report.measure("start of the processes", lambda: start(lanes, max(counts), cuda=machine.cuda))
+    try:
+        for name, encoder, height, width in videos if started is not None else ():
+            data: list[bytes] = []
+            made = report.measure(
+                f"{name}: make the video", lambda d=data, e=encoder, h=height, w=width: make(d, e, h, w)
+            )
+            for processes in counts if made is not None else ():
+                measured_s = MEASURED_S if machine.cuda else 0.0
+                report.measure(
+                    f"{name}: {processes} processes",
+                    lambda d=data, n=processes, s=measured_s: rate(lanes[0], d[0], n, s, cuda=machine.cuda),
+                )
+    finally:
+        for each in lanes:
+            each.close()
+
+
+def start(lanes: list[ProcessLanes], count: int, *, cuda: bool) -> dict[str, float]:
+    """Starts decoder processes into `lanes`. Raises RuntimeError if one cannot use NVDEC, with its reason."""
+    from pipeline.engine.decoders.lanes import LaneReady
+    from pipeline.engine.decoders.process_lanes import ProcessLanes
+    from pipeline.engine.nvdec.lanes import NvdecLanes
+
+    began, ready = time.perf_counter(), 0
+    lanes.append(NvdecLanes(count, 8 << 30, "cuda") if cuda else ProcessLanes(count, 4 << 30))
+    while ready < count:
+        for _, _, answer in lanes[0].wait(1.0):
+            if not isinstance(answer, LaneReady):
+                raise RuntimeError(f"a decoder process did not start: {answer}")
+            ready += 1
+        if time.perf_counter() - began > READY_S:
+            raise RuntimeError(f"{ready} of {count} decoder processes were ready after {READY_S:.0f} s")
+    return {"processes": count, "ready_after_s": time.perf_counter() - began}
+
+
+def make(data: list[bytes], encoder: str, height: int, width: int) -> dict[str, int]:
+    """Encodes the video into `data`."""
+    from pipeline.sample_corpus import VP9, X264, X265, Recipe, encode_recipe
+
+    options = {"libx264": X264, "libx265": X265, "libvpx-vp9": VP9}[encoder]
+    container = "webm" if encoder == "libvpx-vp9" else "mp4"
+    seconds = VIDEO_S if height > 64 else 1.0
+    data.append(encode_recipe(Recipe("clouds", "", container, encoder, height, width, 30, seconds, options), seed=0))
+    return {"bytes": len(data[-1])}
+
+
+def rate(lanes: ProcessLanes, data: bytes, processes: int, measured_s: float, *, cuda: bool) -> dict[str, Any]:
+    """Source frames a second of the first `processes` lanes that cut the same video again and again, for `measured_s` after the first ends.
+
+    `cores`: CPU seconds of all decoders a second. `decoders`: what decoded the videos. `same`: whether frames have the bits of libav's.
+    """
+    from pipeline.records import FrameChunk, OpenedVideo, VideoEnded
+
+    request, tickets = cut_request(data, cuda=cuda), [0] * lanes.count
+    decoders: Counter[str] = Counter()
+    first: FrameChunk | None = None
+    frames = cpu_s = 0.0
+    running, began, until = processes, time.perf_counter(), 0.0
+
+    def again(lane: int) -> None:
+        tickets[lane] += 1
+        lanes.open(lane, tickets[lane], request)
+        for _ in range(3):
+            lanes.pull(lane, tickets[lane])
+
+    for lane in range(processes):
+        again(lane)
+    while running:
+        for lane, ticket, answer in lanes.wait(1.0):
+            if ticket != tickets[lane]:
+                continue  # pulled beyond the end of a video
+            if isinstance(answer, VideoEnded):
+                frames, cpu_s = frames + answer.frames_decoded, cpu_s + answer.decode_s
+                until = until or time.perf_counter() + measured_s
+                if time.perf_counter() < until:
+                    again(lane)
+                else:
+                    tickets[lane] += 1
+                    running -= 1
+            elif isinstance(answer, FrameChunk):
+                first = first or answer
+                lanes.pull(lane, ticket)
+            elif isinstance(answer, OpenedVideo):
+                decoders[next((w for w in answer.info.warnings if "nvdec" in w), "libav")] += 1
+            else:
+                raise RuntimeError(f"a decoder answered {answer!r}")
+    wall_s = time.perf_counter() - began
+    same = first is not None and same_as_libav(first.planes_T3HW, data)
+    if not same:
+        raise RuntimeError("the frames differ from those decoded on the CPU")
+    return {"frames_per_s": frames / wall_s, "cores": cpu_s / wall_s, "decoders": dict(decoders), "same": same}
+
+
+def cut_request(data: bytes, *, cuda: bool) -> Any:
+    """Clips of 256 pixels on a side, tiled."""
+    from pipeline.config import ClipConfig, DecodeConfig, DrillConfig, validate
+    from pipeline.records import EncodedVideo
+    from pipeline.video.clips import resolve_rules
+    from pipeline.video.cutting import CutRequest
+
+    clips = validate(ClipConfig, {"size": "256x256", "frames": CLIP_FRAMES, "select": "tile", "upscale": True})
+    decode = validate(DecodeConfig, {"device": "cuda", "nvdec_min_pixels": 0} if cuda else {})
+    rules = resolve_rules(clips, 4, 8, "leanvae")
+    return CutRequest(EncodedVideo("video", "memory", data), rules, decode, 16, validate(DrillConfig, {}))
+
+
+def same_as_libav(planes_T3HW: Any, data: bytes) -> bool:
+    """Whether the first chunk of the video is what a decoder on the CPU gives."""
+    from pipeline.video.cutting import Cutter
+
+    cutter = Cutter(cut_request(data, cuda=False))
+    try:
+        cutter.open()
+        return bool((cutter.next().planes_T3HW == planes_T3HW).all())  # type: ignore[union-attr]
+    finally:
+        cutter.close()

@@ -1,0 +1,150 @@
+"""Scaling of NV12 frames in device memory to uint8 YUV 4:4:4 planes of a bucket's size, with the bits of `Scaler` (swscale on the CPU).
+
+Each direction is a product with a matrix of small integers (`bicubic`). The products run in float32, which is exact here: sums of products
+stay below 2^24, in any order of addition. Frames come by DLPack, without a copy; only the planes of the window leave the device.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from av.video.reformatter import VideoReformatter
+from torch.utils.dlpack import from_dlpack
+
+from pipeline.engine.nvdec import bicubic
+from pipeline.errors import WorkerLost
+from pipeline.video.decode.orientation import Orientation
+from pipeline.video.decode.planes import Geometry, Scaler
+
+LARGEST = (1 << 15) - 1  # of the values between the two directions
+ROUNDING = 64 << bicubic.DOWN_BITS
+FULL_RANGE = 2  # libav's AVCOL_RANGE_JPEG
+# Full range to limited, of 15-bit values: factor and offset of luma and of chroma, 14 bits of fraction.
+TO_LIMITED = (14071, 33561472), (14393, 33537152)
+MOST_SHRUNK = 30  # from 170 weights on (about 40 times smaller) swscale scales in two steps
+CACHED = 64  # matrices on the device
+PROBE_SIDE = 32  # of the frame of noise by which the position of chroma is found, pixels
+UPRIGHT = Orientation()
+
+
+class DeviceScaler:
+    """Writes frames of one video as planes."""
+
+    def __init__(self, orientation: Orientation, chroma: ChromaPosition, device: str) -> None:
+        self._orientation, self._chroma, self._device = orientation, chroma, device
+        self._software = Scaler(orientation, "sdr")
+
+    def write(self, frame: Any, geometry: Geometry, out_3HW: np.ndarray) -> None:
+        """Fills `out_3HW` (uint8, `3 x geometry.height x geometry.width`) with limited-range Y, U, V of an NV12 frame with even sides.
+
+        Raises:
+            DamagedInput: `corrupt_stream`, as `Scaler`, which shrinks a frame more than `MOST_SHRUNK` times.
+            WorkerLost: the GPU or its driver failed; the process is of no further use.
+        """
+        if self._needs_steps(frame, geometry):
+            self._software.write(frame, geometry, out_3HW)  # downloads the frame
+            return
+        try:
+            planes = self._planes(frame, geometry)
+            torch.from_numpy(out_3HW).copy_(planes)  # waits for the device
+        except RuntimeError as error:
+            text = " ".join(str(error).split())[:200]
+            raise WorkerLost(f"the GPU failed while scaling a frame: {text}", stage="decode") from error
+
+    def _needs_steps(self, frame: Any, geometry: Geometry) -> bool:
+        scaled = geometry.scaled_height, geometry.scaled_width
+        height, width = scaled[::-1] if self._orientation.transpose else scaled
+        return bool(max(frame.height / height, frame.width / width) > MOST_SHRUNK)
+
+    def _planes(self, frame: Any, geometry: Geometry) -> torch.Tensor:
+        luma_HW, chroma_HW2 = from_dlpack(frame.planes[0]), from_dlpack(frame.planes[1])
+        window = _stored_window(self._orientation, geometry)
+        full = int(frame.color_range) == FULL_RANGE
+        planes = [
+            self._scaled(luma_HW[None], LUMA, *window, TO_LIMITED[0] if full else None),
+            self._scaled(chroma_HW2.permute(2, 0, 1), self._chroma, *window, TO_LIMITED[1] if full else None),
+        ]
+        shown = torch.cat(planes)
+        if self._orientation.transpose:
+            shown = shown.transpose(1, 2)
+        flips = [self._orientation.flip_rows, self._orientation.flip_columns]
+        return shown.flip([axis for axis, flipped in enumerate(flips, 1) if flipped])
+
+    def _scaled(
+        self,
+        planes_NHW: torch.Tensor,
+        position: ChromaPosition,
+        rows: Side,
+        columns: Side,
+        to_limited: tuple[int, int] | None,
+    ) -> torch.Tensor:
+        """The window of scaled planes, uint8."""
+        _, height, width = planes_NHW.shape
+        down_hH = _matrix("down", height, position[0], rows, self._device)
+        across_wW = _matrix("across", width, position[1], columns, self._device)
+        wide_NHw = torch.floor((planes_NHW.float() @ across_wW.T) / 128).clamp(max=LARGEST)
+        if to_limited is not None:
+            factor, offset = to_limited
+            wide_NHw = ((wide_NHw.int() * factor + offset) >> 14).float()
+        # A 15-bit value by a 12-bit weight is beyond the exact range of float32: the high and the low byte are scaled apart.
+        high_NHw = torch.floor(wide_NHw / 256)
+        sums_2Nhw = (down_hH @ torch.stack([high_NHw, wide_NHw - 256 * high_NHw])).int()
+        values_Nhw = (256 * sums_2Nhw[0] + sums_2Nhw[1] + ROUNDING) >> (bicubic.DOWN_BITS + 7)
+        return values_Nhw.clamp(0, 255).byte()
+
+
+ChromaPosition = tuple[int, int]
+"""Position of chroma down and across, as `bicubic` takes it."""
+LUMA: ChromaPosition = bicubic.CENTRED, bicubic.CENTRED
+# Centre, left (MPEG-2, H.264, HEVC), and what streams may be tagged with besides: top left, top, bottom left, bottom.
+CHROMA_POSITIONS: tuple[ChromaPosition, ...] = (LUMA, (128, 64), (64, 64), (64, 128), (192, 64), (192, 128))
+
+Side = tuple[int, int, int]
+"""(scaled length, first, end) of rows or columns, in pixels of the stored orientation."""
+
+
+def chroma_position(first: Any) -> ChromaPosition | None:
+    """Where swscale takes the chroma of a video's frames to lie, given libav's first frame of 8-bit 4:2:0; None if at none of the places
+    known here.
+
+    PyAV 18.1 does not give a frame's `chroma_location`. But copies of a frame have it: a copy filled with noise is scaled by swscale, and
+    here for each position.
+    """
+    noise = VideoReformatter().reformat(first, PROBE_SIDE, PROBE_SIDE, "yuv420p", threads=1)
+    draw = np.random.default_rng(0)
+    for plane in noise.planes:
+        plane.update(draw.integers(16, 235, plane.buffer_size, np.uint8).tobytes())
+    interleaved = VideoReformatter().reformat(noise, format="nv12", threads=1)
+    geometry = Geometry(PROBE_SIDE, PROBE_SIDE, 0, 0, PROBE_SIDE, PROBE_SIDE)
+    wanted, found = np.empty((2, 3, PROBE_SIDE, PROBE_SIDE), np.uint8)
+    Scaler(UPRIGHT, "sdr").write(noise, geometry, wanted)
+    for position in CHROMA_POSITIONS:
+        DeviceScaler(UPRIGHT, position, "cpu").write(interleaved, geometry, found)
+        if np.array_equal(wanted, found):
+            return position
+    return None
+
+
+def _stored_window(orientation: Orientation, geometry: Geometry) -> tuple[Side, Side]:
+    """Rows and columns of the window, before the frame is flipped and transposed for display."""
+    rows = _side(geometry.scaled_height, geometry.top, geometry.height, flipped=orientation.flip_rows)
+    columns = _side(geometry.scaled_width, geometry.left, geometry.width, flipped=orientation.flip_columns)
+    return (columns, rows) if orientation.transpose else (rows, columns)
+
+
+def _side(scaled: int, first: int, length: int, *, flipped: bool) -> Side:
+    first = scaled - first - length if flipped else first
+    return scaled, first, first + length
+
+
+@lru_cache(CACHED)
+def _matrix(direction: str, source: int, position: int, side: Side, device: str) -> torch.Tensor:
+    """float32 `(end - first, source)`: the weights of `bicubic` for a part of the target."""
+    scaled, first, end = side
+    weights = (bicubic.down if direction == "down" else bicubic.across)(source, scaled, position)[first:end]
+    if int(np.abs(weights).sum(axis=1).max()) * 255 >= 1 << 24:
+        raise ValueError(f"weights from {source} to {scaled} samples are too large for exact products in float32")
+    return torch.from_numpy(weights.astype(np.float32)).to(device)
