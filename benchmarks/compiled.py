@@ -1,7 +1,7 @@
 """Networks in their forms, encode of one clip in one run: the definition over the whole clip, its steps as builds run them, compiled steps.
 
 Random weights and pixels. On a CPU Inductor packs weights into the steps. Where the device has fused kernels they are a form too, and have
-to be `WORTH` times as fast as compiled steps to earn their lines (ADR 25). Forms are measured in turn; numbers are medians.
+to be `WORTH` times as fast as compiled steps to earn their lines (ADR 27). Forms are measured in turn; numbers are medians.
 
     python -m benchmarks.compiled [--networks leanvae-dim16] [--clip 17x256x256] [--dtypes float32,bfloat16] [--device cpu]
 """
