@@ -258,7 +258,7 @@ def naf_layer(x_BthwC: torch.Tensor, ds_conv: Any, ffd: Any, residual: bool, his
     mixed = causal_depthwise(x_BthwC, ds_conv.weight, ds_conv.bias, history)
     x_BthwC = x_BthwC + mixed if residual else mixed
     branch = geglu(for_weights(ffd[0](x_BthwC), ffd[1].weight), ffd[1].weight, ffd[4].weight)
-    return x_BthwC + branch if residual else branch.to(x_BthwC.dtype)
+    return x_BthwC + branch if residual else branch
 
 
 def geglu(x: torch.Tensor, widen: torch.Tensor, narrow: torch.Tensor) -> torch.Tensor:
