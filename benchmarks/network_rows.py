@@ -1,16 +1,9 @@
-"""Rows of `networks.py`: one measured case each, as a line of its table and as RESULT lines with their bars."""
+"""Rows of `networks.py`: one measured case each, as a line of its table and as RESULT lines."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# (family, dtype) -> least speed of a CPU encode, of the plain network in float32
-BARS = {
-    ("leanvae", "float32"): 1.5,
-    ("leanvae", "bfloat16"): 3.0,
-    ("wfvae", "float32"): 1.2,
-    ("ivvae", "float32"): 1.2,
-}
 LARGEST_DIFFERENCE = 1e-5  # float32, relative to the largest latent
 
 
@@ -55,15 +48,12 @@ def show(rows: list[Row]) -> list[Row]:
     return rows
 
 
-def results(rows: list[Row], device: str) -> list[str]:
-    """RESULT lines of what was compared with the plain network; bars are those of a CPU."""
+def results(rows: list[Row]) -> list[str]:
+    """RESULT lines of what was compared with the plain network."""
     lines = []
     for row in (row for row in rows if row.of_plain is not None and "plain" not in row.direction):
         case = f"{row.network} {row.direction} of {row.clip}, {row.dtype}"
-        bar = BARS.get((row.network.split("-")[0], row.dtype)) if device == "cpu" else None
-        lines.append(
-            f"RESULT {row.of_plain:.2f}{f' >= {bar}' if bar else ''} speed of {case}, of the plain network in {row.plain_dtype}"
-        )
+        lines.append(f"RESULT {row.of_plain:.2f} speed of {case}, of the plain network in {row.plain_dtype}")
         if row.dtype == "float32" and row.difference is not None:
             lines.append(
                 f"RESULT {row.difference:.1e} <= {LARGEST_DIFFERENCE} difference of {case}, of the largest latent"

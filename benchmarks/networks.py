@@ -1,4 +1,4 @@
-"""Every network alone: encode and decode speed, memory, share of the machine's own matrix-product rate, ratio to a plain implementation.
+"""Every network alone: encode and decode speed, memory, share of the machine's own matrix-product rate, ratio to the whole clip.
 
 Random weights and random pixels. What is compared is measured alternately in one run; numbers are medians. On CUDA they are those of the
 steady state, steps replayed as graphs where a network has them; the peak includes recording the graphs. Ratios are per clip. A batch that
@@ -90,10 +90,10 @@ def encode_flop(name: str, config: dict[str, Any], weights: dict[str, torch.Tens
 
 
 class Case:
-    """One network with the same random weights in Lathe's form and in the plain one."""
+    """One network with the same random weights in the steps of builds and as the definition over the whole clip ("plain")."""
 
-    def __init__(self, name: str, machine: Machine, dtypes: tuple[str, ...]) -> None:
-        self.name, self.machine = registry.resolve(name), machine
+    def __init__(self, name: str, machine: Machine, dtypes: tuple[str, ...], *, compile: bool) -> None:
+        self.name, self.machine, self.compile = registry.resolve(name), machine, compile
         self.config = registry.complete(self.name)
         module = importlib.import_module(registry.family_of(self.name).module)
         self.weights = module.random_weights(self.config, 0)
@@ -104,7 +104,9 @@ class Case:
         self.plain.to(machine.device, getattr(torch, self.plain_dtype))
 
     def build(self, dtype: str) -> Any:
-        return model.from_state_dict(self.name, self.config, self.weights, self.machine.device, dtype)
+        return model.from_state_dict(
+            self.name, self.config, self.weights, self.machine.device, dtype, compile=self.compile
+        )
 
     def rebuild(self) -> None:
         """On CUDA networks that have run nothing yet: no graph of another shape takes a place or memory."""
@@ -249,7 +251,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
     machine = Machine(args.device, args.threads)
     rows: list[Row] = []
     for name in args.networks.split(","):
-        case = Case(name, machine, tuple(args.dtypes.split(",")))
+        case = Case(name, machine, tuple(args.dtypes.split(",")), compile=args.compile)
         for clip in args.sizes.split(","):
             flop = encode_flop(case.name, case.config, case.weights, clip)
             expected_s = flop / machine.matrix_rate(torch.float32) * (len(case.dtypes) + 1.5) * (args.repeats + 2)
@@ -314,11 +316,12 @@ def memory(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Speed and memory of the networks against plain implementations.")
+    parser = argparse.ArgumentParser(description="Speed and memory of the networks in steps, against whole clips.")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--sizes", default=",".join(SIZES), help="FRAMESxHEIGHTxWIDTH, comma-separated")
     parser.add_argument("--dtypes", default=None, help="default: float32,bfloat16; on CUDA bfloat16,float32")
+    parser.add_argument("--compile", action="store_true", help="compiled steps")
     parser.add_argument("--batch", type=int, help="clips a step; default: 1, on CUDA the fastest")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -351,7 +354,7 @@ def main() -> None:
     if not args.memory_only:
         print(HEADER)
         rows = measure(args)
-        print("\n".join(results(rows, args.device)))
+        print("\n".join(results(rows)))
     peaks = [] if args.no_memory else memory(args)
     if args.json:
         report = {"machine": machine.name, "torch": torch.__version__, "matrix_tflop_per_s": rates}

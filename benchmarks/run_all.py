@@ -60,10 +60,9 @@ ENTRIES = (
 )
 # Benchmarks that print figures without a bar, for people who change what they measure.
 NOT_RUN = {
-    "encode_only": "part of networks",
     "precision": "states errors, no bar",
     "storage_types": "states sizes and errors, no bar",
-    "compiled": "compiles for minutes; decides which prepared forms are kept",
+    "compiled": "compiles for minutes",
     "synthetic_rate": "states a rate, no bar",
     "training_memory": "states memory, no bar",
     "loss_curve": "draws a picture",
