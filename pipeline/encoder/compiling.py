@@ -37,14 +37,14 @@ def saved_core_s(network: str) -> float:
 
 def missing_compiler(device: str) -> str | None:
     """What this machine lacks to compile for `device`, and what to do about it; None if it has everything."""
+    compilers = {"C++": os.environ.get("CXX", "g++")}
     if device.startswith("cuda"):
         if find_spec("triton") is None:
             return "Triton is not installed; install the package triton"
-        language, names = "C", [os.environ.get("CC", "gcc"), "clang"]  # for Triton's launchers
-    else:
-        language, names = "C++", [os.environ.get("CXX", "g++")]
-    if not any(map(shutil.which, names)):
-        return f"no {language} compiler was found ({' or '.join(names)}); install {names[0]}"
+        compilers["C"] = os.environ.get("CC", "gcc")  # for Triton's launchers
+    for language, name in compilers.items():
+        if shutil.which(name) is None:
+            return f"no {language} compiler was found ({name}); install {name}"
     header = Path(sysconfig.get_path("include"), "Python.h")
     return None if header.exists() else f"Python's headers were not found ({header}); install python3-dev"
 

@@ -18,7 +18,7 @@ from pipeline.loader.rules import Pack
 from pipeline.records import is_mask
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from concurrent.futures import Executor
 
     import torch
@@ -108,13 +108,17 @@ class BatchMaker:
         """Reads what was prepared. Raises as `BatchReader.read`."""
         batch, share, slots, facts = prepared.batch, prepared.share, prepared.slots.copy(), prepared.facts
         packed, apart = not isinstance(share, RowsOfBucket), self._crop is not None
+        columns = (
+            None if facts else self._read_columns(slots)
+        )  # beside the tensors: over a network each takes a round trip
         blocks = self._reader.read(slots, batch.epoch, apart=apart, alike=not packed and not apart)
         if taken_down := sum(slot.draws > 0 for slot in prepared.slots):
             self._stats.add(taken_down=taken_down)
         # A damaged row was replaced by another one.
         replaced = any(slot is not before for slot, before in zip(slots, prepared.slots, strict=True))
         if facts is None or replaced:
-            facts = self._facts(slots, self._scalars_of(slots), batch, share)
+            list(columns or ())
+            facts = self._facts(slots, [self._scalars(slot) for slot in slots], batch, share)
         keys = self._keys([slot.id for slot in slots], batch.epoch) if self._draws else [0] * len(slots)
         others = dict(zip(reversed(self._dataset.others), reversed(blocks), strict=False))
         with self._values.copying():
@@ -219,22 +223,15 @@ class BatchMaker:
         start = whole(key_of(key, "window"), more + 1) if isinstance(self._crop, Window) else 0
         return latent[:, start : start + frames]
 
-    def _scalars_of(self, slots: list[Slot]) -> list[dict[str, Any]]:
-        """`fps` and the columns that are asked for, of each slot. `fps` is in the manifest where all rows of a file have the same.
-
-        Columns that are not in memory are read of all files (or rows of tars) at once: one by one would cost a round trip each.
-        """
-        rates = [self._rate(slot.file) for slot in slots]
-        if not self._columns and None not in rates:
-            return [{"fps": rate} for rate in rates]
+    def _read_columns(self, slots: list[Slot]) -> Iterator[object]:
+        """Starts to read columns that are not in memory, of all files (or rows of tars) at once; to be exhausted before `_scalars`."""
         scalars = self._dataset.scalars
         one_of_each = {scalars.unit(slot.file, slot.position): slot for slot in slots}.values()
         missing = [slot for slot in one_of_each if not scalars.holds(slot.file, self._read_of(slot), slot.position)]
-        if len(missing) > 1:
-            list(self._pool.map(self._scalars, missing))
-        return [self._scalars(slot) for slot in slots]
+        return self._pool.map(self._scalars, missing)
 
     def _scalars(self, slot: Slot) -> dict[str, Any]:
+        """`fps` and the columns that are asked for. `fps` is in the manifest where all rows of a file have the same."""
         read = self._dataset.scalars.row(slot.file, slot.index, self._read_of(slot), slot.position)
         return {"fps": self._rate(slot.file), **read}
 

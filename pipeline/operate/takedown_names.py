@@ -77,9 +77,9 @@ def resolve(store: Store, names: Sequence[str], earlier: Takedowns, *, allow_unk
             found.sources.append(uri)
         else:
             left.append(name)
-    # Of a file that was once encoded as a video of its own too: its latent lies in the rows of the main video as well.
+    # The file as well: a job without `members` would encode it as a video of its own.
     for member, mains in mains_of(store, {*names, *map(spelled, names)}).items():
-        found.sources += mains
+        found.sources += [member, *mains]
         left = [name for name in left if member not in (name, spelled(name))]
     left = _samples_of_sources(search, uris, left, found)
     ids = [name for name in left if ID_PATTERN.fullmatch(name)]

@@ -148,6 +148,8 @@ def _count(number: float | None) -> str:
 
 def _length(seconds: float) -> str:
     """Length of video, in hours where it is long."""
+    if 0 < seconds < 1:
+        return "less than 1s"
     return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else duration(seconds)
 
 

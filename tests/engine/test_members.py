@@ -277,7 +277,7 @@ def test_a_file_that_is_a_member_stands_for_its_main_video(mixed):
     assert mains_of(store, [depth, main, str(folder / "q.depth.mp4")]) == {depth: [main]}
     found = why(store, depth, StorageConfig())
     assert (found["state"], found["where"]["uri"]) == ("encoded", main)
-    assert resolve(store, [depth], read_takedowns(store)).sources == [main]
+    assert resolve(store, [depth], read_takedowns(store)).sources == [depth, main]
     with pytest.raises(InputError, match=r"q\.depth\.mp4"):
         resolve(store, [str(folder / "q.depth.mp4")], read_takedowns(store))
 

@@ -24,10 +24,10 @@ from pipeline.loader import LatentDataset
 from pipeline.operate.gc import collect
 from pipeline.operate.takedown import history, take_down, undo
 from pipeline.operate.verify import verify_output
-from pipeline.records import Bucket
+from pipeline.records import Bucket, MemberObject, MemberRule, Reject, Shard, SourceObject
 from pipeline.storage import Store
 from tests.operate.outputs import NEWEST, aged
-from tests.pipeline.latent_clips import latent_clip, local_store, write_shard
+from tests.pipeline.latent_clips import FINGERPRINT, PARTS, latent_clip, local_store, receipt_of, write_shard
 from tests.pipeline.published import publish_all, shown_ids
 from tests.pipeline.test_publish_takedowns import shown_by_view
 
@@ -342,3 +342,31 @@ def test_a_row_is_found_by_few_indexes(store: Store, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(store, "read", lambda key: (read.append(key), keep(key))[1])
     take_down(store, ["c/cow"], **ASKED, dry_run=True)
     assert len({key for key in read if key.startswith("_index/")}) == 1
+
+
+# --- paired videos ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("main", "depth", "rule"), [
+    ("a.rgb.mp4", "a.depth.mp4", MemberRule((("depth", "depth.mp4"),), "rgb.mp4")),
+    ("b.v1.mkv", "b.v1.depth.mp4", MemberRule((("depth", "depth.mp4"),))),
+])  # fmt: skip
+def test_a_paired_video_that_is_taken_down_takes_its_main_video_and_no_job_encodes_it_alone(
+    tmp_path, main, depth, rule
+):
+    store, other = local_store(tmp_path), "s3://corpus/c.mp4"
+    Ledger(store).prepare("films")
+    main, depth = f"s3://corpus/{main}", f"s3://corpus/{depth}"
+    members = (MemberObject("depth", depth, 10, "e2"),)
+    shard = Shard("files", "some", (SourceObject(main, 10, "e1", members=members), SourceObject(other, 10, "e3")))
+    rejects = tuple(Reject(uri, "clips", "too_short", "1 frame", True, uri=uri) for uri in (main, other))
+    parts = PARTS | {"members": rule.to_dict()}
+    receipt = replace(receipt_of((), None, rejects=rejects), shard=shard, fingerprint_parts=parts, empty=(main, other))
+    Ledger(store).commit(replace(receipt, shard_id=shard.id(FINGERPRINT)))
+    found = take_down(store, [depth], **ASKED)
+    assert found["sources"] == [depth, main]
+    taken = read_takedowns(store)
+    assert [uri for uri in (main, depth, other) if taken.takes(uri)] == [main, depth]
+    assert set(undo(store, found["record"], **ASKED)["undone"]) == {found["record"]}
+    with pytest.raises(InputError, match=r"c\.depth\.mp4"):
+        take_down(store, ["s3://corpus/c.depth.mp4"], **ASKED)

@@ -152,6 +152,26 @@ def test_int8_clips_encode_to_the_same_levels_here_and_within_half_a_step_elsewh
             assert (check.ok, check.numbers["bit_exact"]) == (ok, 0), check.message
 
 
+def test_latents_of_a_compiled_network_are_compared_within_the_tolerance(parts) -> None:
+    """The check compiles nothing, so it has other bits on the same machine."""
+    store, plain = parts
+    compiled = []
+    for part in plain:
+        named = part.receipt.fingerprint_parts
+        changed = {**named, "encoder": {**named["encoder"], "compiled": True}}
+        compiled.append(replace(part, receipt=replace(part.receipt, fingerprint_parts=changed)))
+
+    def scaled(encode, planes, matrices, state):
+        posterior, after = encode(planes, matrices, state)
+        return replace(posterior, mean=posterior.mean * (1 + 1e-5)), after
+
+    with pytest.MonkeyPatch.context() as patch:
+        with_encoder(patch, scaled)
+        assert not canary_check(StorageConfig())(store, plain).ok
+        check = canary_check(StorageConfig())(store, compiled)
+    assert (check.ok, check.numbers["same_machine"], check.numbers["bit_exact"]) == (True, 0, 0)
+
+
 def change_log_variance(monkeypatch, change) -> None:
     """Puts an encoder in whose log-variances alone are others: `change` of them and the state."""
 

@@ -74,7 +74,8 @@ def start(decoder: Nvdec) -> None:
     """
     data = encode_recipe(PROBE, seed=0)
     try:
-        decoder.open_alone(data)
+        for _ in range(2):  # before torch has a context on the GPU, and with it
+            decoder.open_alone(data)
         hardware.install(decoder)
         ours, theirs = (_planes(data, device) for device in ("cuda", "cpu"))
     except LatheError as error:

@@ -60,7 +60,8 @@ class DeviceScaler:
         return bool(max(frame.height / height, frame.width / width) > MOST_SHRUNK)
 
     def _planes(self, frame: Any, geometry: Geometry) -> torch.Tensor:
-        luma_HW, chroma_HW2 = from_dlpack(frame.planes[0]), from_dlpack(frame.planes[1])
+        # By capsule: torch would pass its stream to `__dlpack__`, which PyAV refuses. Both use the default stream of one context, in order.
+        luma_HW, chroma_HW2 = (from_dlpack(plane.__dlpack__()) for plane in frame.planes[:2])
         window = _stored_window(self._orientation, geometry)
         full = int(frame.color_range) == FULL_RANGE
         planes = [
