@@ -64,6 +64,8 @@ def test_steps_are_prepared_ahead_without_reading_indexes_for_rows_that_were_tak
     output = write_output(tmp_path / "out", tmp_path, mixed_shards())
     loader = LatentLoader(LatentDataset.open(output.uri), batch=3, epochs=1, prefetch=1)
     ids = [batch.ids for batch in loader]
+    planned = loader._planned
+    assert (loader.peek(0), loader._planned) == (ids[0], planned)  # which are those of the last steps
     record_takedown(output.store, "asked", ids=[ids[2][0]])
     loader.look_for_takedowns()
     monkeypatch.setattr(
