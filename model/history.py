@@ -57,9 +57,8 @@ class History:
     def keep(self, x: torch.Tensor) -> None:
         """Keeps a copy of `x` for the next step, so that a state does not keep whole activations alive."""
         if self._keep:
-            self._kept.append(
-                torch.cat([x])
-            )  # unlike clone: compact, and in the memory format of x (channels last or not)
+            # Unlike clone, cat of one gives compact strides in the memory format of x: with others a compiled step would compile again.
+            self._kept.append(torch.cat([x]))
 
     def tensors(self) -> StateTensors:
         """State for the next step.

@@ -5,11 +5,17 @@ A rehearsal on a CPU runs decoder processes without NVDEC. PyAV is needed; a mac
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from benchmarks.gpu_day.report import Report
     from benchmarks.gpu_day.settings import Settings
     from benchmarks.machine import Machine
@@ -24,6 +30,7 @@ VIDEOS = (
     ("vp9 720p", "libvpx-vp9", 720, 1280),
 )
 PROCESSES = (14, 7, 1)  # an H200 has seven engines
+TICKETS = itertools.count(1)  # answers to pulls beyond the end of a video arrive in a later measurement
 CLIP_FRAMES, VIDEO_S, MEASURED_S, READY_S = 17, 3.0, 1.0, 120.0
 
 
@@ -44,6 +51,11 @@ def run(report: Report, settings: Settings, machine: Machine) -> None:
                 report.measure(
                     f"{name}: {processes} processes",
                     lambda d=data, n=processes, s=measured_s: rate(lanes[0], d[0], n, s, cuda=machine.cuda),
+                )
+            if made is not None and name == videos[0][0]:
+                report.measure(
+                    f"{name}: matrix products beside {counts[0]} processes",
+                    lambda d=data: beside(lanes[0], d[0], counts[0], machine),
                 )
     finally:
         for each in lanes:
@@ -93,7 +105,7 @@ def rate(lanes: ProcessLanes, data: bytes, processes: int, measured_s: float, *,
     running, began, until = processes, time.perf_counter(), 0.0
 
     def again(lane: int) -> None:
-        tickets[lane] += 1
+        tickets[lane] = next(TICKETS)
         lanes.open(lane, tickets[lane], request)
         for _ in range(3):
             lanes.pull(lane, tickets[lane])
@@ -110,7 +122,7 @@ def rate(lanes: ProcessLanes, data: bytes, processes: int, measured_s: float, *,
                 if time.perf_counter() < until:
                     again(lane)
                 else:
-                    tickets[lane] += 1
+                    tickets[lane] = next(TICKETS)
                     running -= 1
             elif isinstance(answer, FrameChunk):
                 first = first or answer
@@ -124,6 +136,29 @@ def rate(lanes: ProcessLanes, data: bytes, processes: int, measured_s: float, *,
     if not same:
         raise RuntimeError("the frames differ from those decoded on the CPU")
     return {"frames_per_s": frames / wall_s, "cores": cpu_s / wall_s, "decoders": dict(decoders), "same": same}
+
+
+def beside(lanes: ProcessLanes, data: bytes, processes: int, machine: Machine) -> dict[str, float]:
+    """Rate of this process's matrix products, alone and while `processes` lanes decode: processes share a GPU by turns."""
+    side = 4096 if machine.cuda else 64
+    values = torch.ones(side, side, dtype=torch.bfloat16 if machine.cuda else torch.float32, device=machine.device)
+
+    def products(goes_on: Callable[[int], bool]) -> float:
+        count, began = 0, time.perf_counter()
+        while goes_on(count):
+            for _ in range(10):
+                values @ values
+            if machine.cuda:
+                torch.cuda.synchronize()
+            count += 10
+        return count / (time.perf_counter() - began)
+
+    alone = products(lambda count: count < 200)
+    with ThreadPoolExecutor(1) as thread:
+        decoding = thread.submit(rate, lanes, data, processes, MEASURED_S if machine.cuda else 0.0, cuda=machine.cuda)
+        shared = products(lambda count: not decoding.done() or not count)
+        decoded = decoding.result()["frames_per_s"]
+    return {"alone_per_s": alone, "beside_per_s": shared, "share": shared / alone, "frames_per_s": decoded}
 
 
 def cut_request(data: bytes, *, cuda: bool) -> Any:

@@ -59,12 +59,12 @@ class Network(nn.Module):
     stay float32.
 
     Attributes:
-        config: complete published configuration. spec: LatentSpec. recompute: NAF layers keep only their input and run again in the
-            backward pass (saves memory).
+        config: complete published configuration. spec: LatentSpec.
     """
 
     def __init__(self, config: Mapping[str, Any], *, recompute: bool = False) -> None:
-        """Weights are PyTorch's initial ones, those of the bottleneck arbitrary; training draws its own.
+        """Weights are PyTorch's initial ones, those of the bottleneck arbitrary; training draws its own. With `recompute` NAF layers keep
+        only their input and run again in the backward pass (saves memory).
 
         Raises:
             ValueError: an impossible configuration.
@@ -72,23 +72,26 @@ class Network(nn.Module):
         super().__init__()
         self.config = complete("leanvae", config)
         self.spec = spec("leanvae", self.config)
-        self.recompute = recompute
         made = Config.of(self.config)
         self.latent_bottleneck = Bottleneck(made)
         self.encoder = Encoder(made)
         self.decoder = Decoder(made)
         self.std_layer = nn.Linear(made.width, made.latent_dim)
+        for stack in self._stacks():
+            stack.recompute = recompute
+
+    def _stacks(self) -> list[Stack]:
+        return [module for module in self.modules() if isinstance(module, Stack)]
 
     def prepare(self, dtype: torch.dtype) -> None:
         """Makes it ready for inference, in place: linear maps of NAF layers multiply in `dtype`."""
-        for module in self.modules():
-            if isinstance(module, Stack):
-                module.prepare(dtype)
+        for stack in self._stacks():
+            stack.prepare(dtype)
 
     def encode(self, video_BCTHW: torch.Tensor, history: History = WHOLE) -> Posterior:
         """`B 3 T H W` -> mean and clamped log-variance `B d t h w`. Raises ValueError for a video that does not fit."""
         inputs.check_video(video_BCTHW, self.spec, first=history.first)
-        features_BthwC = self.encoder(video_BCTHW.to(self.std_layer.weight.dtype), history, recompute=self.recompute)
+        features_BthwC = self.encoder(video_BCTHW.to(self.std_layer.weight.dtype), history)
         mean = self.latent_bottleneck.compress(features_BthwC)
         logvar = linear_without_autocast(features_BthwC, self.std_layer.weight, self.std_layer.bias).clamp(
             *LOGVAR_RANGE
@@ -99,8 +102,8 @@ class Network(nn.Module):
         """`B d t h w` -> `B 3 T H W`, not clamped. Raises ValueError for a latent that does not fit."""
         inputs.check_latent(latent_BCthw, self.spec)
         latent_Bthwd = latent_BCthw.permute(0, 2, 3, 4, 1)
-        features_BthwC = self.latent_bottleneck.recover(latent_Bthwd, history, recompute=self.recompute)
-        return self.decoder(features_BthwC, history, recompute=self.recompute)
+        features_BthwC = self.latent_bottleneck.recover(latent_Bthwd, history)
+        return self.decoder(features_BthwC, history)
 
     def forward(self, video_BCTHW: torch.Tensor, noise_BCthw: torch.Tensor | None = None) -> Reconstruction:
         """A video -> its reconstruction, not clamped. The latent is mean + deviation * noise, or the mean without noise.
@@ -131,7 +134,7 @@ class Encoder(nn.Module):
         self.high_layer = Stack(config.h_dim, config.sep_num_layer)
         self.fusion_layer = Stack(config.width, config.fusion_num_layer)
 
-    def forward(self, video_BCTHW: torch.Tensor, history: History = WHOLE, *, recompute: bool = False) -> torch.Tensor:
+    def forward(self, video_BCTHW: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
         """Features of all tokens; at a video's start row 0 is frame 0."""
         image, video = video_BCTHW.split([lead := int(history.first), video_BCTHW.shape[2] - lead], dim=2)
         rows = [self._tokens(haar.analyse(video, haar.video_signs()), "video", PATCH_FRAMES)]
@@ -139,10 +142,10 @@ class Encoder(nn.Module):
             rows.insert(0, self._tokens(haar.analyse(image, haar.image_signs()), "image", 1))
         low, high = (torch.cat(parts, dim=1) for parts in zip(*rows, strict=True))
         low, high = (
-            self.low_layer(low, history, recompute=recompute),
-            self.high_layer(high, history, recompute=recompute),
+            self.low_layer(low, history),
+            self.high_layer(high, history),
         )
-        return self.fusion_layer(torch.cat([low, high], dim=-1), history, recompute=recompute)
+        return self.fusion_layer(torch.cat([low, high], dim=-1), history)
 
     def _tokens(self, bands_BCTHW: torch.Tensor, kind: str, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Low and high tokens `B t h w C` of wavelet bands; the low band comes first, 3 channels a band."""
@@ -164,13 +167,11 @@ class Decoder(nn.Module):
         self.high_layer = Stack(config.h_dim, config.sep_num_layer)
         self.fusion_layer = Stack(config.width, config.fusion_num_layer)
 
-    def forward(
-        self, features_BthwC: torch.Tensor, history: History = WHOLE, *, recompute: bool = False
-    ) -> torch.Tensor:
+    def forward(self, features_BthwC: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
         """The video of all tokens."""
-        fused = self.fusion_layer(features_BthwC, history, recompute=recompute)
-        low = self.low_layer(fused[..., : self.l_dim], history, recompute=recompute)
-        high = self.high_layer(fused[..., self.l_dim :], history, recompute=recompute)
+        fused = self.fusion_layer(features_BthwC, history)
+        low = self.low_layer(fused[..., : self.l_dim], history)
+        high = self.high_layer(fused[..., self.l_dim :], history)
         lead = int(history.first)
         video = haar.synthesise(self._bands(low[:, lead:], high[:, lead:], "video", PATCH_FRAMES), haar.video_signs())
         if not history.first:
@@ -202,20 +203,22 @@ class Bottleneck(nn.Module):
         """`B t h w C` -> latents `B t h w d`."""
         return linear_without_autocast(features_BthwC, self.phi)
 
-    def recover(self, latent_Bthwd: torch.Tensor, history: History = WHOLE, *, recompute: bool = False) -> torch.Tensor:
+    def recover(self, latent_Bthwd: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
         """`B t h w d` -> features `B t h w C`: for each step a gradient step on |phi r - z|^2, then a learned soft threshold."""
         r = linear_without_autocast(latent_Bthwd, self.Q)
         steps = zip(self.weights, self.threshold, self.forward_l, self.backward_l, strict=True)
         for weight, threshold, analysis, synthesis in steps:
             error = self.compress(r) - latent_Bthwd
             r = r - weight * linear_without_autocast(error, self.phi.T)
-            sparse = soft_threshold(analysis(r, history, recompute=recompute), threshold)
-            r = r + synthesis(sparse, history, recompute=recompute)
+            sparse = soft_threshold(analysis(r, history), threshold)
+            r = r + synthesis(sparse, history)
         return r
 
 
 class Stack(nn.Module):
     """ResNAF layers: a causal depthwise convolution, then a feed-forward, each added to its input; without `residual` NAF layers."""
+
+    recompute = False  # see `Network`
 
     def __init__(self, channels: int, layers: int, *, residual: bool = True) -> None:
         super().__init__()
@@ -242,11 +245,11 @@ class Stack(nn.Module):
             for weight, padded in zip(weights, padded_geglu(*weights), strict=True):
                 weight.data = padded.to(dtype)
 
-    def forward(self, x_BthwC: torch.Tensor, history: History = WHOLE, *, recompute: bool = False) -> torch.Tensor:
+    def forward(self, x_BthwC: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
         """`B t h w C` -> `B t h w C`."""
         for conv, ffd in zip(self.dconv_layer, self.ffd_layer, strict=True):
             ds_conv = cast("nn.ModuleDict", conv)["ds_conv"]
-            x_BthwC = recomputed(recompute, naf_layer, x_BthwC, ds_conv, ffd, self.residual, history)
+            x_BthwC = recomputed(self.recompute, naf_layer, x_BthwC, ds_conv, ffd, self.residual, history)
         return x_BthwC
 
 
@@ -255,7 +258,7 @@ def naf_layer(x_BthwC: torch.Tensor, ds_conv: Any, ffd: Any, residual: bool, his
     mixed = causal_depthwise(x_BthwC, ds_conv.weight, ds_conv.bias, history)
     x_BthwC = x_BthwC + mixed if residual else mixed
     branch = geglu(for_weights(ffd[0](x_BthwC), ffd[1].weight), ffd[1].weight, ffd[4].weight)
-    return x_BthwC + branch if residual else branch.to(x_BthwC.dtype)
+    return x_BthwC + branch if residual else branch
 
 
 def geglu(x: torch.Tensor, widen: torch.Tensor, narrow: torch.Tensor) -> torch.Tensor:

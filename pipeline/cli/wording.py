@@ -252,9 +252,10 @@ def _time_shares(report: BuildReport) -> str:
     parts = {
         "fetch": timings.fetch_s,
         "decode wait": timings.decode_wait_s,
-        "encode": timings.encode_s,
+        "encode": max(0.0, timings.encode_s - report.compile_s * report.encoders),
         "write": timings.write_s,
     }
-    whole = max((report.wall_s - report.startup_s) * max(1, report.encoders), 1e-9)
+    working_s = report.wall_s - report.startup_s - report.compile_s
+    whole = max(working_s * max(1, report.encoders), 1e-9)
     shares = ", ".join(f"{name} {seconds:.1f} s ({seconds / whole:.0%})" for name, seconds in parts.items())
     return f"{shares} of encoder time; write runs beside the others; decoders worked {timings.decode_cpu_s:.1f} s"

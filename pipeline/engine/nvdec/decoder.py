@@ -14,7 +14,7 @@ import torch
 from av.codec.hwaccel import HWAccel
 
 from pipeline.config import DecodeConfig
-from pipeline.engine.nvdec.scaler import DeviceScaler, chroma_position
+from pipeline.engine.nvdec.scaler import DeviceScaler, chroma_position, same_pixels
 from pipeline.errors import LatheError, WorkerLost
 from pipeline.sample_corpus import X264, Recipe, encode_recipe
 from pipeline.video.decode import hardware, open_video
@@ -61,6 +61,10 @@ class Nvdec:
         position = chroma_position(first)
         return None if position is None else DeviceScaler(orientation, position, self.device)
 
+    def same_pixels(self, first: Any, frame: Any) -> bool:
+        """Whether a frame of `stream` has the samples of libav's frame `first`. Raises WorkerLost if the GPU fails."""
+        return same_pixels(first, frame, self.device)
+
     def takes(self, frame: Any) -> bool:
         """Whether a frame is in the memory of the GPU, as NV12."""
         return bool(frame.format.name == "cuda" and frame.sw_format is not None and frame.sw_format.name == "nv12")
@@ -74,7 +78,8 @@ def start(decoder: Nvdec) -> None:
     """
     data = encode_recipe(PROBE, seed=0)
     try:
-        decoder.open_alone(data)
+        for _ in range(2):  # before torch has a context on the GPU, and with it
+            decoder.open_alone(data)
         hardware.install(decoder)
         ours, theirs = (_planes(data, device) for device in ("cuda", "cpu"))
     except LatheError as error:
