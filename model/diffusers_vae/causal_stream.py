@@ -1,8 +1,8 @@
 """Causal encoders of diffusers in chunks: LTX-2, EasyAnimate (Magvit) and VidTok, whose own code keeps no state or keeps it on modules.
 
 Takes videos or latents in the module's dtype, on its device, and the state of the previous chunk: tensors with the batch first. The layers
-that look back in time get another `forward`, which takes the frames before from a `Tape` and leaves those for the next step on it. The tape
-of a step is in a context variable, so modules keep nothing and calls in several threads do not mix.
+that look back in time get another `forward`, which takes the frames before from the step's `History` and keeps those for the next one. The
+history is in a context variable, so modules keep nothing and calls in several threads do not mix.
 
 Steps on a CPU are those of a latent frame (one frame, then groups), so chunking changes no bit. Compared with the class itself, products
 over more frames at once may round differently. As the layers are not part of diffusers' interface, each configuration is tested before
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from model.diffusers_vae.clips import Moments, WholeClips, clips_of, split_moments
 from model.diffusers_vae.module import empty_module, filled, full_config, random_weights
+from model.history import History
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,50 +31,37 @@ if TYPE_CHECKING:
     from model.vae import StateTensors
 
 
-class Tape:
-    """Frames that layers keep from one step for the next, in the order in which the layers run. `past=None` starts a clip."""
-
-    def __init__(self, past: StateTensors | None, batch: int) -> None:
-        self.first = past is None
-        self._past, self._batch = past or (), batch
-        self._kept: list[torch.Tensor] = []
-
-    def join(self, frames: torch.Tensor, *, lead: int, keep: int) -> torch.Tensor:
-        """`frames` (time is axis 2) after those of the step before, or after `lead` copies of the first; keeps the last `keep`."""
-        repeated = frames[:, :, :1].expand(-1, -1, lead, *frames.shape[3:])
-        before = repeated if self.first else self._past[len(self._kept)].flatten(0, 1)
-        joined = torch.cat([before, frames], dim=2)
-        # The first axis may hold pixels too. A copy, because a view would keep all of `joined` in memory.
-        last = joined[:, :, joined.shape[2] - keep :].clone()
-        self._kept.append(last.unflatten(0, (self._batch, -1)))
-        return joined
-
-    def kept(self) -> StateTensors:
-        """State for the next step."""
-        return tuple(self._kept)
+_STEP: ContextVar[tuple[History, int] | None] = ContextVar("step", default=None)  # its history; number of videos
 
 
-_TAPE: ContextVar[Tape | None] = ContextVar("tape", default=None)
-
-
-def _tape() -> Tape:
-    tape = _TAPE.get()
-    if tape is None:
+def _step() -> tuple[History, int]:
+    step = _STEP.get()
+    if step is None:
         raise RuntimeError("a layer of a causal stream was called outside the stream; call `encode` of the network")
-    return tape
+    return step
 
 
-# ---- layers: the same results as diffusers' own, with the past from the tape --------------------------------------------
+def _join(frames: torch.Tensor, *, lead: int, keep: int) -> torch.Tensor:
+    """`frames` (time is axis 2) after those of the step before, or after `lead` copies of the first; keeps the last `keep`."""
+    history, batch = _step()
+    past = history.take()
+    before = frames[:, :, :1].expand(-1, -1, lead, *frames.shape[3:]) if past is None else past.flatten(0, 1)
+    joined = torch.cat([before, frames], dim=2)
+    history.keep(joined[:, :, joined.shape[2] - keep :].unflatten(0, (batch, -1)))  # the first axis may hold pixels too
+    return joined
+
+
+# ---- layers: the same results as diffusers' own, with the past from the history --------------------------------------------
 
 
 def _ltx2_convolution(layer: Any, frames: torch.Tensor, causal: bool = True) -> torch.Tensor:
     size, stride = layer.kernel_size[0], layer.conv.stride[0]
-    result: torch.Tensor = layer.conv(_tape().join(frames, lead=size - 1, keep=size - stride))
+    result: torch.Tensor = layer.conv(_join(frames, lead=size - 1, keep=size - stride))
     return result
 
 
 def _ltx2_downsampling(layer: Any, frames: torch.Tensor, causal: bool = True) -> torch.Tensor:
-    if _tape().first:
+    if _step()[0].first:
         frames = torch.cat([frames[:, :, : layer.stride[0] - 1], frames], dim=2)
     mean = _folded(frames, layer.stride).unflatten(1, (-1, layer.group_size)).mean(dim=2)
     return _folded(layer.conv(frames), layer.stride) + mean
@@ -88,21 +76,21 @@ def _folded(frames_BCTHW: torch.Tensor, stride: tuple[int, int, int]) -> torch.T
 
 def _magvit_convolution(layer: Any, frames: torch.Tensor) -> torch.Tensor:
     size = layer.temporal_padding + 1
-    joined = _tape().join(frames, lead=size - 1, keep=size - layer.t_stride)
+    joined = _join(frames, lead=size - 1, keep=size - layer.t_stride)
     starts = range(0, joined.shape[2] - size + 1, layer.t_stride)
     return torch.cat([torch.nn.Conv3d.forward(layer, joined[:, :, start : start + size]) for start in starts], dim=2)
 
 
 def _magvit_upsampling(layer: Any, frames: torch.Tensor) -> torch.Tensor:
     frames = layer.conv(F.interpolate(frames, scale_factor=(1, 2, 2), mode="nearest"))
-    if not layer.temporal_upsample or _tape().first:
+    if not layer.temporal_upsample or _step()[0].first:
         return frames
     return F.interpolate(frames, scale_factor=(2, 1, 1), mode="nearest" if layer.spatial_group_norm else "trilinear")
 
 
 def _vidtok_convolution(layer: Any, frames: torch.Tensor) -> torch.Tensor:
     if layer.time_pad:
-        frames = _tape().join(frames, lead=layer.time_pad, keep=layer.time_pad)
+        frames = _join(frames, lead=layer.time_pad, keep=layer.time_pad)
     if frames.dim() == 5:  # else each pixel by itself, over time
         frames = F.pad(frames, layer.spatial_padding, mode=layer.pad_mode)
     result: torch.Tensor = layer.conv(frames)
@@ -111,7 +99,7 @@ def _vidtok_convolution(layer: Any, frames: torch.Tensor) -> torch.Tensor:
 
 def _vidtok_downsampling(layer: Any, frames: torch.Tensor) -> torch.Tensor:
     alpha = torch.sigmoid(layer.mix_factor)
-    joined = _tape().join(frames, lead=1, keep=1)
+    joined = _join(frames, lead=1, keep=1)
     half_on_cpu = joined.device.type == "cpu" and joined.dtype == torch.bfloat16  # which torch cannot pool
     pooled = layer.avg_pool(joined.float() if half_on_cpu else joined).to(joined.dtype)
     return alpha * pooled + (1 - alpha) * layer.conv(frames)
@@ -128,7 +116,7 @@ LAYERS: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
-def _with_tape(coder: torch.nn.Module) -> None:
+def _with_history(coder: torch.nn.Module) -> None:
     for layer in coder.modules():
         if forward := LAYERS.get(type(layer).__name__):
             layer.forward = MethodType(forward, layer)
@@ -144,7 +132,7 @@ class CausalStream(WholeClips):
         super().__init__(clips.module, "the decoders published for its class see the frames after, too")
         self.encodes_whole = None
         self._clips, self._group = clips, group
-        _with_tape(self.module.encoder)
+        _with_history(self.module.encoder)
 
     def encode(self, video_BCTHW: torch.Tensor, memory: StateTensors | None) -> tuple[Moments, StateTensors]:
         """Posterior of the chunk (`group * n` frames, one more without memory), and the state for the next one."""
@@ -185,7 +173,7 @@ class MagvitStream(CausalStream):
     def __init__(self, clips: WholeClips, group: int) -> None:
         super().__init__(clips, group)
         self.decodes_whole = None
-        _with_tape(self.module.decoder)
+        _with_history(self.module.decoder)
 
     def decode(self, latent_BCthw: torch.Tensor, memory: StateTensors | None) -> tuple[torch.Tensor, StateTensors]:
         """Frames of the chunk (4n-3 for the first n latents, else 4n), and the state for the next one."""
@@ -210,13 +198,13 @@ def _run(
     """Results of the steps, joined in time, and the state after the last."""
     results, past = [], memory
     for piece in pieces:
-        tape = Tape(past, piece.shape[0])
-        token = _TAPE.set(tape)
+        history = History(past)
+        token = _STEP.set((history, piece.shape[0]))
         try:
-            results.append(step(piece, first=tape.first))
+            results.append(step(piece, first=history.first))
         finally:
-            _TAPE.reset(token)
-        past = tape.kept()
+            _STEP.reset(token)
+        past = history.tensors()
     return torch.cat(results, dim=2), past or ()
 
 

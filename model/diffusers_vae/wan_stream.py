@@ -3,7 +3,8 @@
 Takes frames or latents in the module's dtype, on its device, and the cache of the previous chunk; returns the posterior's parameters or a
 video, and the cache for the next chunk, with the batch first. The steps are those of diffusers (one frame, then groups of four;
 latents one by one), so chunking changes no bit. Compared with the class itself, the last 1x1x1 convolution may round differently,
-because it runs per step here and over the clip there; on a CPU this was seen below 16 latent pixels only.
+because it runs per step here and over the clip there; on a CPU this was seen below 16 latent pixels only. Not by `model.history`: the
+layers keep their frames in diffusers' list, and would have to be rewritten as those of `causal_stream` are.
 
 The cache is not part of diffusers' interface. So a stream is tested before use, with noise and a narrow copy of the network, against the
 class's own `encode` and `decode`; if they differ, `open_stream` returns the reason and its caller warns and uses whole clips.

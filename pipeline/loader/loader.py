@@ -311,12 +311,14 @@ class LatentLoader:
         return None if found is None else self._makers[found.batch.dataset].make(found)
 
     def _prepared(self, step: int, at_once: int = 1) -> Prepared | None:
-        """This rank's share of a step, None after the end. With it those of the steps after it are prepared, `at_once` in all."""
+        """This rank's share of a step, None after the end. With it those of the steps after it are prepared, `at_once` in all, and kept
+        until another is needed. One alone is not: `peek` far ahead must not cost reading what it has prepared.
+        """
         with self._order_lock:
-            if step not in self._planned:
+            if step not in self._planned and at_once > 1:
                 kept = {number: plan for number, plan in self._planned.items() if step - at_once < number < step}
                 self._planned = kept | {number: self._plan(number) for number in range(step, step + at_once)}
-            batch, prepared = self._planned[step]
+            batch, prepared = self._planned[step] if step in self._planned else self._plan(step)
         if batch is None:
             return None
         maker = self._makers[batch.dataset]

@@ -42,7 +42,7 @@ Share = RowsOfBucket | list["Packed"]
 @dataclass(slots=True)
 class Prepared:
     """A rank's share of a batch before its tensors are read. `takedowns`: of the dataset when the slots were found. `facts`: fields of the
-    `Batch` that do not depend on tensors; None where columns of the files must be read for them.
+    `Batch` that do not depend on tensors; None where columns of the files must be read for them, and after a batch was made of them.
     """
 
     batch: GlobalBatch
@@ -106,7 +106,8 @@ class BatchMaker:
 
     def make(self, prepared: Prepared) -> Batch:
         """Reads what was prepared. Raises as `BatchReader.read`."""
-        batch, share, slots, facts = prepared.batch, prepared.share, prepared.slots.copy(), prepared.facts
+        batch, share, slots = prepared.batch, prepared.share, prepared.slots.copy()
+        facts, prepared.facts = prepared.facts, None  # the batch belongs to the caller, who may change it
         packed, apart = not isinstance(share, RowsOfBucket), self._crop is not None
         columns = (
             None if facts else self._read_columns(slots)

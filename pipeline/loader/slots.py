@@ -48,7 +48,7 @@ class SlotFinder:
     def find(self, bucket: str, rows: np.ndarray, epoch: int, *, held: bool = False) -> list[Slot] | None:
         """Slots of rows of a bucket, in order; rows that are hidden by a takedown are replaced.
 
-        With `held` None if an index is not in memory.
+        With `held` None if an index is not in memory, or one of another file may be needed for a row that is replaced.
 
         Raises:
             InputError: an index that is missing or not the recorded one; a bucket without a row left.
@@ -64,7 +64,10 @@ class SlotFinder:
         self._buckets[bucket].check(slots)
         if not self._dataset.takedowns:
             return slots
-        return [self.replacement(slot, epoch) if self._hidden(slot) else slot for slot in slots]
+        hidden = [self._hidden(slot) for slot in slots]
+        if held and any(hidden):
+            return None
+        return [self.replacement(slot, epoch) if gone else slot for slot, gone in zip(slots, hidden, strict=True)]
 
     def replacement(self, slot: Slot, epoch: int) -> Slot:
         """Another row of the same bucket: a draw from seed, epoch and row, the same on every machine.

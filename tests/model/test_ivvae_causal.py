@@ -134,15 +134,3 @@ def test_several_groups_of_several_videos_in_one_step_give_the_same(golden, ends
         got = torch.cat(parts, dim=2)
         assert got.shape == want.shape
         assert (got - want).abs().max() <= 1e-12
-
-
-@torch.inference_mode()
-def test_a_step_is_one_graph(vae):
-    """What torch.compile needs to compile it; Inductor itself takes minutes."""
-    video = pixels(8, 1, 5, 16, 16)
-    posterior, encoding = vae.encode(video[:, :, :1])
-    _, decoding = vae.decode(posterior.mean)
-    for kind, x, past in (("encode", video[:, :, 1:], encoding.tensors), ("decode", posterior.mean, decoding.tensors)):
-        step = vae._eager(kind, first=False, last=True)
-        traced = torch.compile(step, backend="eager", fullgraph=True, dynamic=False)(x, *past)
-        assert all(torch.equal(a, b) for a, b in zip(traced, step(x, *past), strict=True))

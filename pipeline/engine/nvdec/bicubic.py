@@ -19,29 +19,37 @@ ACROSS_ALIGN, DOWN_ALIGN = 4, 2  # numbers of weights are multiples of these
 CENTRED = 128  # position of luma, and of chroma in the middle of its two samples of luma
 C_24 = int(0.6 * (1 << 24))
 SMALL = 0.002  # of the weight at distance 0: so much is cut off at each end of a row
-CACHED = 256  # matrices: two directions of luma and chroma for each pair of sizes
+CACHED = (
+    1024  # rows of weights of a direction, some 40 kB each: two directions of luma and chroma for each pair of sizes
+)
 
 
-@lru_cache(CACHED)
 def across(source: int, target: int, position: int = CENTRED) -> np.ndarray:
     """Weights `(target, source)`, int32, of the samples of a line."""
     return _matrix(source, target, position, ACROSS_BITS, ACROSS_ALIGN)
 
 
-@lru_cache(CACHED)
 def down(source: int, target: int, position: int = CENTRED) -> np.ndarray:
     """Weights `(target, source)`, int32, of the lines of a plane."""
     return _matrix(source, target, position, DOWN_BITS, DOWN_ALIGN)
 
 
 def _matrix(source: int, target: int, position: int, bits: int, align: int) -> np.ndarray:
+    matrix = np.zeros((target, source), np.int32)
+    places, weights = _rows(source, target, position, bits, align)
+    columns = places[:, None] + np.arange(weights.shape[1])
+    np.put_along_axis(matrix, columns, weights, axis=1)
+    return matrix
+
+
+@lru_cache(CACHED)
+def _rows(source: int, target: int, position: int, bits: int, align: int) -> tuple[np.ndarray, np.ndarray]:
+    """First source sample `(target,)` and weights `(target, n)` of each target sample."""
     places, weights = _kernel(source, target, position)
     places, weights = _trimmed(places, weights, SMALL * _one(source, target), align)
-    matrix = np.zeros((target, source), np.int32)
-    for row, (place, values) in enumerate(zip(places, weights, strict=True)):
-        place, inside = _inside(place, values, source)
-        matrix[row, place : place + len(inside)] = _normalised(inside, 1 << bits)
-    return matrix
+    rows = [_inside(place, values, source) for place, values in zip(places, weights, strict=True)]
+    firsts = np.array([first for first, _ in rows], np.int64)
+    return firsts, np.array([_normalised(values, 1 << bits) for _, values in rows], np.int32)
 
 
 def _one(source: int, target: int) -> int:

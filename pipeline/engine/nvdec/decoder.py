@@ -14,7 +14,7 @@ import torch
 from av.codec.hwaccel import HWAccel
 
 from pipeline.config import DecodeConfig
-from pipeline.engine.nvdec.scaler import DeviceScaler, chroma_position
+from pipeline.engine.nvdec.scaler import DeviceScaler, chroma_position, same_pixels
 from pipeline.errors import LatheError, WorkerLost
 from pipeline.sample_corpus import X264, Recipe, encode_recipe
 from pipeline.video.decode import hardware, open_video
@@ -60,6 +60,10 @@ class Nvdec:
         """Scaler for frames of `stream`. `first`: libav's first frame. None if its chroma lies at an unknown place."""
         position = chroma_position(first)
         return None if position is None else DeviceScaler(orientation, position, self.device)
+
+    def same_pixels(self, first: Any, frame: Any) -> bool:
+        """Whether a frame of `stream` has the samples of libav's frame `first`. Raises WorkerLost if the GPU fails."""
+        return same_pixels(first, frame, self.device)
 
     def takes(self, frame: Any) -> bool:
         """Whether a frame is in the memory of the GPU, as NV12."""

@@ -24,8 +24,9 @@ ROUNDING = 64 << bicubic.DOWN_BITS
 FULL_RANGE = 2  # libav's AVCOL_RANGE_JPEG
 # Full range to limited, of 15-bit values: factor and offset of luma and of chroma, 14 bits of fraction.
 TO_LIMITED = (14071, 33561472), (14393, 33537152)
+SMALLEST = 16  # pixels of a side; swscale's filters of smaller ones are longer than the side
 MOST_SHRUNK = 30  # from 170 weights on (about 40 times smaller) swscale scales in two steps
-CACHED = 64  # matrices on the device
+CACHED = 32  # matrices on the device: of 1080p to 256 pixels 0.1 to 3.5 MB each
 PROBE_SIDE = 32  # of the frame of noise by which the position of chroma is found, pixels
 UPRIGHT = Orientation()
 
@@ -44,20 +45,20 @@ class DeviceScaler:
             DamagedInput: `corrupt_stream`, as `Scaler`, which shrinks a frame more than `MOST_SHRUNK` times.
             WorkerLost: the GPU or its driver failed; the process is of no further use.
         """
-        if self._needs_steps(frame, geometry):
+        if self._is_for_software(frame, geometry):
             self._software.write(frame, geometry, out_3HW)  # downloads the frame
             return
         try:
             planes = self._planes(frame, geometry)
             torch.from_numpy(out_3HW).copy_(planes)  # waits for the device
         except RuntimeError as error:
-            text = " ".join(str(error).split())[:200]
-            raise WorkerLost(f"the GPU failed while scaling a frame: {text}", stage="decode") from error
+            raise _device_failed("scaling a frame", error) from error
 
-    def _needs_steps(self, frame: Any, geometry: Geometry) -> bool:
+    def _is_for_software(self, frame: Any, geometry: Geometry) -> bool:
         scaled = geometry.scaled_height, geometry.scaled_width
         height, width = scaled[::-1] if self._orientation.transpose else scaled
-        return bool(max(frame.height / height, frame.width / width) > MOST_SHRUNK)
+        tiny = min(frame.height, frame.width) < SMALLEST
+        return bool(tiny or max(frame.height / height, frame.width / width) > MOST_SHRUNK)
 
     def _planes(self, frame: Any, geometry: Geometry) -> torch.Tensor:
         # By capsule: torch would pass its stream to `__dlpack__`, which PyAV refuses. Both use the default stream of one context, in order.
@@ -83,18 +84,31 @@ class DeviceScaler:
         to_limited: tuple[int, int] | None,
     ) -> torch.Tensor:
         """The window of scaled planes, uint8."""
-        _, height, width = planes_NHW.shape
-        down_hH = _matrix("down", height, position[0], rows, self._device)
-        across_wW = _matrix("across", width, position[1], columns, self._device)
-        wide_NHw = torch.floor((planes_NHW.float() @ across_wW.T) / 128).clamp(max=LARGEST)
+        wide_NHw = self._across(planes_NHW.float(), position[1], columns)
         if to_limited is not None:
             factor, offset = to_limited
             wide_NHw = ((wide_NHw.int() * factor + offset) >> 14).float()
-        # A 15-bit value by a 12-bit weight is beyond the exact range of float32: the high and the low byte are scaled apart.
-        high_NHw = torch.floor(wide_NHw / 256)
-        sums_2Nhw = (down_hH @ torch.stack([high_NHw, wide_NHw - 256 * high_NHw])).int()
-        values_Nhw = (256 * sums_2Nhw[0] + sums_2Nhw[1] + ROUNDING) >> (bicubic.DOWN_BITS + 7)
+        values_Nhw = (self._down(wide_NHw, position[0], rows) + ROUNDING) >> (bicubic.DOWN_BITS + 7)
         return values_Nhw.clamp(0, 255).byte()
+
+    def _across(self, planes_NHW: torch.Tensor, position: int, columns: Side) -> torch.Tensor:
+        """15-bit values of the columns, as float32."""
+        width = planes_NHW.shape[2]
+        if _is_unscaled(width, position, columns):
+            return planes_NHW[:, :, columns[1] : columns[2]] * 128
+        weights_wW = _matrix("across", width, position, columns, self._device)
+        return torch.floor((planes_NHW @ weights_wW.T) / 128).clamp(max=LARGEST)
+
+    def _down(self, planes_NHw: torch.Tensor, position: int, rows: Side) -> torch.Tensor:
+        """27-bit values of the rows, int32."""
+        height = planes_NHw.shape[1]
+        if _is_unscaled(height, position, rows):
+            return planes_NHw[:, rows[1] : rows[2]].int() << bicubic.DOWN_BITS
+        weights_hH = _matrix("down", height, position, rows, self._device)
+        # A 15-bit value by a 12-bit weight is beyond the exact range of float32: the high and the low byte are scaled apart.
+        high_NHw = torch.floor(planes_NHw / 256)
+        sums_2Nhw = (weights_hH @ torch.stack([high_NHw, planes_NHw - 256 * high_NHw])).int()
+        return 256 * sums_2Nhw[0] + sums_2Nhw[1]
 
 
 ChromaPosition = tuple[int, int]
@@ -105,6 +119,26 @@ CHROMA_POSITIONS: tuple[ChromaPosition, ...] = (LUMA, (128, 64), (64, 64), (64, 
 
 Side = tuple[int, int, int]
 """(scaled length, first, end) of rows or columns, in pixels of the stored orientation."""
+
+
+def same_pixels(one: Any, other: Any, device: str) -> bool:
+    """Whether libav's frame of 8-bit 4:2:0 in host memory and an NV12 frame on the device have the same samples.
+
+    Raises:
+        WorkerLost: the GPU or its driver failed.
+    """
+    try:
+        ours = [from_dlpack(plane.__dlpack__()).to(device) for plane in one.planes]
+        luma_HW, chroma_HW2 = (from_dlpack(plane.__dlpack__()) for plane in other.planes[:2])
+        pairs = zip(ours, (luma_HW, chroma_HW2[..., 0], chroma_HW2[..., 1]), strict=True)
+        return all(torch.equal(mine, theirs) for mine, theirs in pairs)
+    except RuntimeError as error:
+        raise _device_failed("comparing a frame", error) from error
+
+
+def _device_failed(doing: str, error: RuntimeError) -> WorkerLost:
+    text = " ".join(str(error).split())[:200]
+    return WorkerLost(f"the GPU failed while {doing}: {text}", stage="decode")
 
 
 def chroma_position(first: Any) -> ChromaPosition | None:
@@ -139,6 +173,10 @@ def _stored_window(orientation: Orientation, geometry: Geometry) -> tuple[Side, 
 def _side(scaled: int, first: int, length: int, *, flipped: bool) -> Side:
     first = scaled - first - length if flipped else first
     return scaled, first, first + length
+
+
+def _is_unscaled(length: int, position: int, side: Side) -> bool:
+    return side[0] == length and position == bicubic.CENTRED
 
 
 @lru_cache(CACHED)

@@ -237,7 +237,7 @@ class Video:
         try:
             stream = decoder.stream(video, limits, self._table)
             other = self._first_of(stream, decoder, first.frame)
-            same = other is not None and self._same_pixels(first, other)
+            same = other is not None and decoder.same_pixels(first.frame, other.frame)
         except BadDataError:
             other, same = None, False
         except BaseException:
@@ -262,13 +262,6 @@ class Video:
             return None
         scaler = decoder.scaler(self._orientation, first)
         return None if scaler is None else Shown(0, item[1], scaler)
-
-    def _same_pixels(self, one: Shown, other: Shown) -> bool:
-        width, height = self._coded[::-1] if self._orientation.transpose else self._coded
-        geometry, planes_23HW = Geometry(height, width, 0, 0, height, width), np.empty((2, 3, height, width), np.uint8)
-        one.write(planes_23HW[0], geometry)
-        other.write(planes_23HW[1], geometry)
-        return bool(np.array_equal(planes_23HW[0], planes_23HW[1]))
 
     def _replace_stream(self, stream: FrameStream, scaler: FrameScaler) -> None:
         self._decoded += self._stream.decoded

@@ -38,6 +38,10 @@ class HardwareDecoder(Protocol):
         """
         ...
 
+    def same_pixels(self, first: Any, frame: Any) -> bool:
+        """Whether `frame`, of `stream`, has the samples of libav's frame `first`."""
+        ...
+
     def takes(self, frame: Any) -> bool:
         """Whether `frame`, of `stream`, is on the hardware in a format that `scaler` reads."""
         ...
