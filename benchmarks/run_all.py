@@ -42,6 +42,7 @@ ENTRIES = (
         "--networks wfvae-s --sizes 5x32x32 --dtypes float32 --repeats 1 --no-decode --no-memory",
     ),
     Entry("networks", "--device cuda", "--device cuda --sizes 17x256x256 --repeats 1 --no-memory", needs="gpu"),
+    Entry("compiled", "", "--networks leanvae-mini-dim16 --clip 5x32x32 --dtypes float32"),
     Entry("end_to_end", "", "--videos 4 --executor inline"),
     Entry("long_video", "", "--minutes 0.05,0.1 --formats parquet --size 32x32"),
     Entry("tiny_shards", "", "--shards 4"),
@@ -62,7 +63,6 @@ ENTRIES = (
 NOT_RUN = {
     "precision": "states errors, no bar",
     "storage_types": "states sizes and errors, no bar",
-    "compiled": "compiles for minutes",
     "synthetic_rate": "states a rate, no bar",
     "training_memory": "states memory, no bar",
     "loss_curve": "draws a picture",

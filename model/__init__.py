@@ -14,7 +14,6 @@ Importing this package loads no torch; `load`, `from_state_dict` and `identify` 
 - `arithmetic`: torch settings that could change a latent; `out_of_memory`: recognises out-of-memory errors
 - `losslessness`: measures whether chunked and batched runs give the same latents
 - `colour`, `sheets`: YUV planes to RGB, comparison pictures
-- `convolution`, `winograd`: convolutions with weights packed once
 - `leanvae`, `wfvae`, `wfvae2`, `ivvae`, `diffusers_vae`: the networks
 - `kernels`, `metrics`, `training`: GPU kernels, quality metrics, training
 """

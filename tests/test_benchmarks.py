@@ -68,13 +68,12 @@ def test_every_number_of_the_readme_has_a_benchmark_that_is_run():
     assert set(named) <= {entry.script for entry in run_all.ENTRIES}
 
 
-def test_networks_have_bars_on_a_cpu_and_the_plain_network_is_not_compared_with_itself():
+def test_the_plain_network_is_not_compared_with_itself():
     def row(direction, dtype, of_plain):
         return Row(
             "leanvae-dim16", "17x256x256", direction, dtype, 1, 1.0, 17.0, 1.0, None, None, of_plain, "float32", 2e-6
         )
 
-    rows = [row("encode (plain)", "float32", 1.0), row("encode", "float32", 1.67), row("encode", "bfloat16", 2.9)]
-    verdicts = [item.verdict for item in run_all.results("\n".join(results(rows, "cpu")))]
-    assert verdicts == ["ok", "ok", "MISSED"]  # speed and difference in float32, speed in bfloat16
-    assert [item.bar for item in run_all.results("\n".join(results(rows, "cuda")))] == ["", "1e-05", ""]
+    rows = [row("encode (plain)", "float32", 1.0), row("encode", "float32", 1.1), row("encode", "bfloat16", 2.9)]
+    read = run_all.results("\n".join(results(rows)))
+    assert [(item.value, item.bar) for item in read] == [("1.10", ""), ("2.0e-06", "1e-05"), ("2.90", "")]

@@ -222,7 +222,7 @@ class _InputHistory:
             "num_taken_down": sum(self._takedowns.hides(row) for _, row in rows),
             "rows": [_row(file, row, fps.get(row.bucket)) for file, row in rows[:LISTED]],
             "num_rejects": len(rejects),
-            "rejects": [asdict(each) for each in rejects[:LISTED]],
+            "rejects": [each.to_dict() for each in rejects[:LISTED]],
         }
 
     def _places(self, receipt: Receipt, copies: Copies) -> list[tuple[str, IndexRow]]:

@@ -136,6 +136,7 @@ class Grouper:
     def _refused_by_rule(self, group: Group, name: MemberName) -> Reject | None:
         place = self._rule.place(name.path, name.stem)
         if place is None:
+            group.unnamed = True
             return self._faulty(name.path, unnamed(name.path, self._rule))
         if place[1] == MAIN:  # of several with one stem the best is taken, as without a rule
             return None
@@ -272,6 +273,8 @@ class Grouper:
             if group.again:
                 if group.texts:  # of a sample that was emitted before
                     count(self._counters, "late_members", len(group.texts))
+            elif group.unnamed:  # one reject an input
+                self._forget_texts(group, set(group.texts))
             else:
                 self._left.add(group.key)
                 self._without_video[group.key] = self._faulty(group.key, group.no_video()), len(group.texts)

@@ -56,6 +56,7 @@ class Group:
     stem: str = ""  # of the last member
     of_images: bool = False  # `videos` are images: the key has no video so far
     beside_damage: bool = False  # next to a broken header, so members may be lost
+    unnamed: bool = False  # a video that the rule does not name was rejected
     held_bytes: int = GROUP_BYTES
 
     @property

@@ -283,7 +283,8 @@ class Pictures:
         """Seconds of each frame. The last frame is decoded after it."""
         if frames > limits.max_frames:
             message = f"{frames} frames are more than decode.max_frames {limits.max_frames}"
-            raise PolicyReject("too_many_frames", message, stage="decode")
+            video = video_counts(*self._image.size)
+            raise PolicyReject("too_many_frames", message, stage="decode", video=video)
         found = []
         for index in range(frames):
             with _damage(f"decoding frame {index}", self._file):
@@ -292,7 +293,8 @@ class Pictures:
                 found.append(float(self._image.info.get("duration") or 0) / 1000 or NO_DURATION_S)
         if sum(found) > limits.max_duration_s:
             message = f"{sum(found):g} s are longer than decode.max_duration_s {limits.max_duration_s:g}"
-            raise PolicyReject("too_long", message, stage="decode")
+            video = video_counts(*self._image.size, sum(found))
+            raise PolicyReject("too_long", message, stage="decode", video=video)
         return found
 
     def _decode(self, index: int) -> tuple[str, ...]:

@@ -60,36 +60,6 @@ def test_a_row_taken_down_during_a_run_is_replaced_by_one_of_its_bucket(tmp_path
     assert [name for rank in ranks for name in rank.peek(5)] == after[5]
 
 
-def test_steps_are_prepared_ahead_without_reading_indexes_for_rows_that_were_taken_down(tmp_path, monkeypatch):
-    output = write_output(tmp_path / "out", tmp_path, mixed_shards())
-    loader = LatentLoader(LatentDataset.open(output.uri), batch=3, epochs=1, prefetch=1)
-    ids = [batch.ids for batch in loader]
-    planned = loader._planned
-    assert (loader.peek(0), loader._planned) == (ids[0], planned)  # which are those of the last steps
-    record_takedown(output.store, "asked", ids=[ids[2][0]])
-    loader.look_for_takedowns()
-    monkeypatch.setattr(
-        loader._datasets[0].indexes, "get", None
-    )  # of a replacement it would be called under the lock of all steps
-    assert [loader._plan(step)[1] is None for step in range(4)] == [False, False, True, False]
-
-
-def test_a_batch_that_its_user_changed_comes_unchanged_again(tmp_path):
-    output = write_output(
-        tmp_path / "out", tmp_path, mixed_shards(store=("first_frame",)), WriteConfig(store=("first_frame",))
-    )
-    loader = LatentLoader(LatentDataset.open(output.uri, columns="first_frame"), batch=3, epochs=2)
-    *_, batch = islice(loader, 10)  # the first steps are not prepared: no index is in memory
-    before = [*batch.ids], [*batch.captions], batch.fps.clone(), [*batch.columns["first_frame"]]
-    batch.captions[0], batch.ids[1] = "", ""
-    batch.fps.zero_()
-    batch.columns.clear()
-    loader.seek(9)
-    again = next(iter(loader))
-    assert (again.ids, again.captions, again.columns["first_frame"]) == (before[0], before[1], before[3])
-    assert torch.equal(again.fps, before[2])
-
-
 def test_a_bucket_of_which_all_rows_were_taken_down_ends_the_run(tmp_path):
     output = write_output(tmp_path / "out", tmp_path, [[clip_of(n, SHORT) for n in range(4)]])
     loader = LatentLoader(LatentDataset.open(output.uri), batch=2)

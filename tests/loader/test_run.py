@@ -13,14 +13,16 @@ from itertools import islice
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 
+from pipeline.config import WriteConfig
 from pipeline.errors import ConfigError, OutputError
 from pipeline.ledger.takedowns import TAKEDOWNS, record_takedown
 from pipeline.loader import LatentDataset, LatentLoader
 from pipeline.storage.local import LocalStore
 from pipeline.storage.range_reader import LocalRangeReader
-from tests.loader.outputs import SHORT, clip_of, write_output
+from tests.loader.outputs import SHORT, clip_of, mixed_shards, write_output
 from tests.pipeline.latent_clips import values_of
 
 
@@ -205,3 +207,33 @@ def test_a_closed_loader_says_so_and_is_not_pickled(output):
     for use in (lambda: next(iter(loader)), lambda: loader.peek(0)):
         with pytest.raises(ConfigError, match="this loader was closed"):
             use()
+
+
+def test_steps_are_prepared_ahead_without_reading_indexes_for_rows_that_were_taken_down(tmp_path, monkeypatch):
+    output = write_output(tmp_path / "out", tmp_path, mixed_shards())
+    loader = LatentLoader(LatentDataset.open(output.uri), batch=3, epochs=1, prefetch=1)
+    ids = [batch.ids for batch in loader]
+    planned = loader._planned
+    assert (loader.peek(0), loader._planned) == (ids[0], planned)  # which are those of the last steps
+    record_takedown(output.store, "asked", ids=[ids[2][0]])
+    loader.look_for_takedowns()
+    monkeypatch.setattr(
+        loader._datasets[0].indexes, "get", None
+    )  # of a replacement it would be called under the lock of all steps
+    assert [loader._plan(step)[1] is None for step in range(4)] == [False, False, True, False]
+
+
+def test_a_batch_that_its_user_changed_comes_unchanged_again(tmp_path):
+    output = write_output(
+        tmp_path / "out", tmp_path, mixed_shards(store=("first_frame",)), WriteConfig(store=("first_frame",))
+    )
+    loader = LatentLoader(LatentDataset.open(output.uri, columns="first_frame"), batch=3, epochs=2)
+    *_, batch = islice(loader, 10)  # the first steps are not prepared: no index is in memory
+    before = [*batch.ids], [*batch.captions], batch.fps.clone(), [*batch.columns["first_frame"]]
+    batch.captions[0], batch.ids[1] = "", ""
+    batch.fps.zero_()
+    batch.columns.clear()
+    loader.seek(9)
+    again = next(iter(loader))
+    assert (again.ids, again.captions, again.columns["first_frame"]) == (before[0], before[1], before[3])
+    assert torch.equal(again.fps, before[2])

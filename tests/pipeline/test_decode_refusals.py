@@ -52,6 +52,7 @@ def test_what_is_known_of_a_refused_video_is_counted():
     data = encode(8, options=FAST)
     for values, names in (
         ({"max_pixels": SMALL * SMALL - 1}, {"px0"}),
+        ({"max_frames": 7}, {"px0"}),
         ({"max_duration_s": 0.2}, {"px0", "s0", "ms"}),
         ({"max_video_bytes": 500}, set()),
     ):

@@ -47,7 +47,7 @@ class Packets:
         for packet in opened.container.demux(stream):
             if packet.size == 0:
                 continue
-            _check_frames(len(self) + 1, limits)
+            _check_frames(len(self) + 1, stream, limits)
             pts, dts = packet.pts, packet.dts
             # A packet that an edit list cuts away has the flag "discard"; decoding may still begin with it.
             hidden = (is_hidden is not None and is_hidden(packet)) or packet.is_discard
@@ -82,7 +82,7 @@ def read_packets(opened: OpenContainer, limits: DecodeConfig) -> PacketTable:
     """
     stream = opened.stream
     promised = stream.frames if "mov" in opened.format_name else 0  # other formats guess it from rate and duration
-    _check_frames(promised, limits)
+    _check_frames(promised, stream, limits)
     packets, missing = Packets(), ""
     try:
         with damage("corrupt_stream", "reading packets", file=opened.file):
@@ -103,10 +103,11 @@ def read_packets(opened: OpenContainer, limits: DecodeConfig) -> PacketTable:
     return table
 
 
-def _check_frames(count: int, limits: DecodeConfig) -> None:
+def _check_frames(count: int, stream: Any, limits: DecodeConfig) -> None:
     if count > limits.max_frames:
         message = f"more frames ({count}) than decode.max_frames {limits.max_frames}"
-        raise PolicyReject("too_many_frames", message, stage="decode")
+        video = video_counts(stream.codec_context.width, stream.codec_context.height)
+        raise PolicyReject("too_many_frames", message, stage="decode", video=video)
 
 
 def _check_duration(seconds: float, stream: Any, limits: DecodeConfig) -> None:
