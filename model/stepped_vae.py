@@ -181,6 +181,8 @@ class SteppedVAE(CausalVAE):
         """One run of the definition: outputs, and the tensors of the next state."""
         # Slices of a chunk have its strides. Libraries may choose other sums for them, and a compiled step would compile again.
         x, count = x.contiguous(), 1 if kind == "decode" else 2
+        if self.compiled:
+            x, past = _compact(x), None if past is None else tuple(_compact(tensor) for tensor in past)
         results = self._runner(kind, x, past, last=last)(x, *(past or ()))
         return results[:count], results[count:]
 
@@ -271,6 +273,18 @@ def find_compiler() -> str:
             "compiling a network needs a C++ compiler, and torch found none; install g++ or name one in the environment variable "
             "CXX, or load the network without compile"
         ) from None
+
+
+def _compact(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory with the strides that a new tensor has. Results of compiled steps have others where an axis has size one, and a step
+    would compile again for those, with sums in another order.
+    """
+    formats = {4: (torch.channels_last,), 5: (torch.channels_last_3d,)}.get(tensor.ndim, ())
+    for memory in (torch.contiguous_format, *formats):
+        if tensor.is_contiguous(memory_format=memory):
+            new = torch.empty(tensor.shape, device="meta", memory_format=memory)
+            return tensor.as_strided(tensor.shape, new.stride())
+    return tensor
 
 
 def _joined(parts: Sequence[torch.Tensor], axis: int) -> torch.Tensor:

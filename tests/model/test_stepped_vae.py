@@ -7,7 +7,7 @@ import torch
 
 import model
 from model.definition import DEFINED
-from model.stepped_vae import find_compiler
+from model.stepped_vae import _compact, find_compiler
 from tests.model.test_definitions import CONFIGS, video
 
 CAUSAL = {**CONFIGS, "wfvae2": {**CONFIGS["wfvae2"], "norm_type": "layernorm"}}
@@ -63,6 +63,20 @@ def test_compiled_steps_give_the_same_bits_in_any_chunks_and_batch(monkeypatch):
         rest, _ = compiled.encode(shown[place : place + 1, :, 5:], alone)
         assert torch.equal(torch.cat([first.mean, rest.mean], dim=2), together[place : place + 1])
     assert len(compiled._compiled_steps) == 1
+
+
+def test_states_have_the_strides_of_new_tensors():
+    """Else a compiled step would compile again, with other bits."""
+    odd = torch.zeros(1, 3, 2, 2, 4)[:, 1:]
+    assert odd.is_contiguous()
+    assert odd.stride() == (48, 16, 8, 4, 1)
+    found = _compact(odd)
+    assert found.stride() == torch.empty(odd.shape).stride()
+    assert found.data_ptr() == odd.data_ptr()
+    last = torch.zeros(1, 4, 3, 2, 2).to(memory_format=torch.channels_last_3d)
+    assert (
+        _compact(last[:, :, 1:]).stride() == torch.empty(1, 4, 2, 2, 2, memory_format=torch.channels_last_3d).stride()
+    )
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch):
