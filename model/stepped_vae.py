@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
+from contextlib import nullcontext
 from functools import cached_property
 from itertools import pairwise
 from types import FunctionType
@@ -220,17 +221,20 @@ class _Compiled:
             step.__code__.replace(), step.__globals__, step.__name__, step.__defaults__, step.__closure__
         )
         self._run: Any = torch.compile(own, fullgraph=True, dynamic=False)
+        if self._run is own or torch._dynamo.config.disable:
+            raise RuntimeError(
+                "torch.compile compiles nothing in this process (TORCH_COMPILE_DISABLE or TORCHDYNAMO_DISABLE is set); unset it, or "
+                "load the network without compile"
+            )
         self._freezing, self._ready, self._clock = device.type == "cpu", False, clock
 
     def __call__(self, *tensors: torch.Tensor) -> StateTensors:
-        if self._ready:
-            results: StateTensors = self._run(*tensors)
-            return results
         import torch._inductor.config as inductor
 
-        # Not by `options`: Dynamo, which makes parameters constants, reads the process's configuration.
-        with self._clock, inductor.patch(freezing=self._freezing):
-            results = self._run(*tensors)
+        # Not by `options`: Dynamo, which makes parameters constants, reads the process's configuration. At every call: Dynamo
+        # compiles again when the number of threads changes, or tensors are of inference mode and were not.
+        with nullcontext() if self._ready else self._clock, inductor.patch(freezing=self._freezing):
+            results: StateTensors = self._run(*tensors)
         self._ready = True
         return results
 

@@ -1,4 +1,4 @@
-"""`torch.compile` of a job's network: which families it takes, what it needs on this machine, what it costs and saves. Imports no torch."""
+"""`torch.compile` of a job's network: which families it takes, what it needs here, costs and saves, what the user set. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ COMPILE_S = 60.0
 """Seconds to compile the steps of one frame size on two cores: 7 to 54 were measured, by network."""
 _SAVED_CORE_S = {"leanvae": 0.066, "wfvae": 1.0, "wfvae2": 1.0, "ivvae": 16.0}
 COMPILE_THREADS = 4  # Inductor starts a process for each, which imports torch
+_SWITCHES_OFF = (
+    "TORCH_COMPILE_DISABLE",
+    "TORCHDYNAMO_DISABLE",
+)  # with either torch.compile returns the eager function, in silence
+_SETTINGS = ("TORCHINDUCTOR_", "TORCHDYNAMO_", "TORCH_COMPILE_")
+_OURS = {"TORCHINDUCTOR_COMPILE_THREADS", "TORCHINDUCTOR_CACHE_DIR"}  # change no code
 
 
 def why_never_compiled(network: str) -> str | None:
@@ -37,6 +43,9 @@ def saved_core_s(network: str) -> float:
 
 def missing_compiler(device: str) -> str | None:
     """What this machine lacks to compile for `device`, and what to do about it; None if it has everything."""
+    for name in _SWITCHES_OFF:
+        if os.environ.get(name) == "1":
+            return f"torch.compile is switched off by {name}=1 in the environment; unset it"
     compilers = {"C++": os.environ.get("CXX", "g++")}
     if device.startswith("cuda"):
         if find_spec("triton") is None:
@@ -47,6 +56,12 @@ def missing_compiler(device: str) -> str | None:
             return f"no {language} compiler was found ({name}); install {name}"
     header = Path(sysconfig.get_path("include"), "Python.h")
     return None if header.exists() else f"Python's headers were not found ({header}); install python3-dev"
+
+
+def user_settings() -> str:
+    """Variables of the environment that change what Inductor makes, such as `TORCHINDUCTOR_MAX_AUTOTUNE=1`, in order."""
+    found = {name: value for name, value in os.environ.items() if name.startswith(_SETTINGS) and name not in _OURS}
+    return " ".join(f"{name}={value}" for name, value in sorted(found.items()))
 
 
 def prepare_compiler(device: str, threads: int | None) -> None:
@@ -79,7 +94,7 @@ def _cache_folder() -> str:
     except OSError:
         return _own_folder().path
     found = folder.lstat()
-    ours = found.st_uid == os.getuid() and not folder.is_symlink() and not found.st_mode & 0o002
+    ours = found.st_uid == os.getuid() and not folder.is_symlink() and not found.st_mode & 0o022
     return str(folder) if ours and os.access(folder, os.W_OK) else _own_folder().path
 
 

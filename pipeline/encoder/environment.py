@@ -7,16 +7,27 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+from pipeline.encoder.compiling import user_settings
+from pipeline.encoder.network import load_torch
 
-def environment(device: str) -> dict[str, str]:
-    """Device, machine, CPU model, Python and torch of this process."""
-    return {
+
+def environment(device: str, *, compiled: bool = False) -> dict[str, str]:
+    """Device, machine, CPU model, Python and torch of this process; on a CPU `threads` of arithmetic, whose number changes sums.
+
+    `compiled`: with `compiler`, the variables by which the user changes what `torch.compile` makes.
+    """
+    found = {
         "device": device,
         "machine": platform.machine(),
         "cpu": _cpu_model(),
         "python": platform.python_version(),
         "torch": version("torch"),
     }
+    if device == "cpu":
+        found["threads"] = str(load_torch().get_num_threads())
+    if compiled:
+        found["compiler"] = user_settings()
+    return found
 
 
 @cache

@@ -1,13 +1,14 @@
 """Canary check of `lathe publish`: a few stored clips are cut from their sources and encoded again.
 
 Takes receipts and their store, returns a `Check`. For each clip: chunked = whole, re-encoded = stored (bit for bit on a CPU of the kind
-that made it, else within `TOLERANCE`, as for networks that were compiled), and PSNR and SSIM of what the stored latent decodes to. Where
-log-variances and `i2v_cond` are stored, they are compared as the means are. On another machine int8 may be off by half a step besides.
-Clips whose source is gone or has changed are counted; if that is so of all, the check is not judged.
+that made it, with as many threads, else within `TOLERANCE`, as for networks that were compiled), and PSNR and SSIM of what the stored
+latent decodes to. Where log-variances and `i2v_cond` are stored, they are compared as the means are. On another machine int8 may be off by
+half a step besides. Clips whose source is gone or has changed are counted; if that is so of all, the check is not judged.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,7 @@ def _measure(
         others = {LOG_VARIANCE: logvar_bytes(store, clip), I2V_COND: cond_bytes(store, clip)}
         stored = {MEAN: latent} | {name: data for name, data in others.items() if data is not None}
         try:
-            with originals.open(clip, row) as frames:
+            with originals.open(clip, row) as frames, _threads_of(clip):
                 again, differs = _encode_again(decoder, frames, clip.row.num_frames, stored)
             with originals.open(clip, row) as frames:
                 picture = decoder.show(clip, latent, frames)
@@ -198,14 +199,33 @@ def _compare(
             distances.append(_distance(rounded_Cthw.float(), stored_Cthw.float()))
     found.bit_exact += not names
     found.differences.append(float(np.max(distances, initial=0.0)))
-    made_on = clip.receipt.notes.get("environment", {})
     # This check compiles nothing: it would take longer than the clips, and need a compiler.
     if clip.receipt.fingerprint_parts.get("encoder", {}).get("compiled", False):
         return
-    if decoder.vae.device.type == "cpu" and made_on.get("cpu") and made_on == environment("cpu"):
+    if decoder.vae.device.type == "cpu" and _made_here(clip):
         found.same_machine += 1
         if names and decoder.vae.spec.chunking == "exact":
             found.bits_differ.append(f"the {' and '.join(names)} of {clip.row.id}")
+
+
+def _made_here(clip: StoredClip) -> bool:
+    """Whether a machine of this kind made it on its CPU, with a recorded number of threads."""
+    made_on = clip.receipt.notes.get("environment", {})
+    threads = made_on.get("threads")
+    return bool(made_on.get("cpu") and threads) and made_on == {**environment("cpu"), "threads": threads}
+
+
+@contextmanager
+def _threads_of(clip: StoredClip) -> Iterator[None]:
+    """Within: as many threads of arithmetic as made the clip, if that was on such a machine. Another number sums in another order."""
+    torch = load_torch()
+    before = torch.get_num_threads()
+    if _made_here(clip):
+        torch.set_num_threads(int(clip.receipt.notes["environment"]["threads"]))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _as_int8(values_Cthw: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,9 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
+from pipeline.encoder.environment import environment
 from pipeline.engine.driver.compile_choice import choose_compile
 from pipeline.errors import ConfigError, OutputError
 from pipeline.format.layout import compile_key
@@ -52,12 +54,15 @@ def test_few_inputs_are_not_compiled_and_many_are(tmp_path):
 
 def test_every_frame_size_is_compiled_so_that_many_buckets_need_more_inputs(tmp_path):
     enough = 500_000
-    sizes = ",".join(f"{32 + 8 * n}x32" for n in range(30))
+    sizes = [f"{32 + 8 * n}x32" for n in range(9)]
     assert choose(context(tmp_path), enough).on
     assert "2 sizes" in choose(context(tmp_path, "clips.size=32x32,64x32"), enough).reason
-    many = choose(context(tmp_path, f"clips.size={sizes}"), 100_000)
+    many = choose(context(tmp_path, f"clips.size={','.join(sizes[:8])}"), 100_000)
     assert not many.on
-    assert "30 sizes are too few: it would take about 1800 s" in many.reason
+    assert "8 sizes are too few: it would take about 480 s" in many.reason
+    too_many = choose(context(tmp_path, f"clips.size={','.join(sizes)}"), LARGE)
+    assert not too_many.on
+    assert "9 sizes: each size holds two copies of the encoder's weights" in too_many.reason
     assert "8 sizes" in choose(context(tmp_path, "clips.size=area:32x32"), enough).reason
 
 
@@ -140,6 +145,24 @@ def test_without_a_compiler_auto_is_off_and_on_is_refused(tmp_path, without_comp
     with pytest.raises(ConfigError, match=r"engine\.compile: no C\+\+ compiler was found"):
         choose(asked)
     assert choose(asked, here=False).on, "encoders of a cluster look for themselves"
+
+
+@pytest.mark.parametrize("variable", ["TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE"])
+def test_where_compiling_is_switched_off_auto_is_off_and_on_is_refused(tmp_path, monkeypatch, variable):
+    monkeypatch.setenv(variable, "1")
+    off = f"torch.compile is switched off by {variable}=1 in the environment; unset it"
+    assert choose(context(tmp_path), LARGE).line == f"compile: off, {off}"
+    with pytest.raises(ConfigError, match=off):
+        choose(context(tmp_path, "engine.compile=on", "write.dtype=float16"))
+
+
+def test_receipts_name_threads_and_what_the_user_changes_about_compiling(monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
+    monkeypatch.setenv("TORCHINDUCTOR_MAX_AUTOTUNE", "1")
+    plain, compiled = environment("cpu"), environment("cpu", compiled=True)
+    assert plain["threads"] == str(torch.get_num_threads())
+    assert compiled == {**plain, "compiler": "TORCHINDUCTOR_MAX_AUTOTUNE=1"}
+    assert "threads" not in environment("cuda")
 
 
 def test_an_output_of_compiled_latents_needs_a_compiler(tmp_path, without_compiler):

@@ -85,6 +85,33 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
         model.load("leanvae", config=CONFIGS["leanvae"], untrained=0, compile=True)
 
 
+def test_every_call_of_a_compiled_step_is_frozen_on_a_cpu(monkeypatch):
+    """Dynamo may compile again at any call, as when the number of threads changes: other bits if weights were not constants then."""
+    frozen = []
+
+    def compiled(step, **how):
+        def run(*tensors):
+            frozen.append(torch._inductor.config.freezing)
+            return step(*tensors)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    vae = model.load("leanvae", config=CONFIGS["leanvae"], untrained=0, compile=True)
+    vae.encode(video(13))
+    assert frozen == [True] * 4
+    assert not torch._inductor.config.freezing
+
+
+@pytest.mark.parametrize("variable", ["TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE"])
+def test_switched_off_compiling_is_refused_instead_of_running_eagerly(monkeypatch, variable):
+    monkeypatch.setenv(variable, "1")
+    vae = model.load("leanvae", config=CONFIGS["leanvae"], untrained=0, compile=True)
+    off = torch._dynamo.config.patch(disable=variable == "TORCH_COMPILE_DISABLE")  # it is read when torch is imported
+    with off, pytest.raises(RuntimeError, match=r"torch\.compile compiles nothing in this process"):
+        vae.encode(video(1))
+
+
 def test_compiling_a_network_of_diffusers_is_refused():
     for call in (model.load, model.identify):
         with pytest.raises(ValueError, match="networks of diffusers cannot be compiled"):

@@ -62,6 +62,22 @@ def test_stored_clips_encode_to_the_same_bits_on_this_machine(parts) -> None:
     assert (numbers["psnr_floor"], numbers["ssim_floor"]) == (None, None)  # of untrained weights
 
 
+def test_clips_are_encoded_again_with_the_threads_that_made_them(parts, monkeypatch, request) -> None:
+    used = []
+
+    def encode(encode, *rest):
+        used.append(torch.get_num_threads())
+        return encode(*rest)
+
+    with_encoder(monkeypatch, encode)
+    request.addfinalizer(lambda: torch.set_num_threads(1))
+    torch.set_num_threads(2)
+    check = canary_check(StorageConfig())(*parts)
+    assert set(used) == {1}
+    assert torch.get_num_threads() == 2
+    assert (check.ok, check.numbers["same_machine"]) == (True, 2)
+
+
 def with_encoder(monkeypatch, change) -> None:
     """Puts another encoder in: `change` of the planes and the state."""
     plain = LatentDecoder.__init__

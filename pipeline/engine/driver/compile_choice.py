@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 PAYS = 2.0  # times the time of compiling that compiled steps must save
 VIDEO_BYTES = 1 << 20  # of a video inside a tar
 BYTES_A_SECOND, SOURCE_FPS = 500_000, 25.0  # of a video
+MOST_SIZES = (
+    8  # each compiled step packs a copy of the encoder's weights, 46 to 407 MB in float32, and a size needs two
+)
 SIZES_OF_AREA = 8  # frame sizes that a corpus gives where they follow from the aspect ratios of its videos
 
 
@@ -160,6 +163,11 @@ def _estimated(plain: BuildContext, store: Store, shards: Sequence[Shard], cores
     saved_s = saved_core_s(plain.spec["network"]) * frames * pixels / 1e6 / max(1.0, cores())
     cost_s = COMPILE_S * sizes
     much = f"about {frames:,.0f} frames of {quantity(sizes, 'size')}"
+    if sizes > MOST_SIZES:
+        return CompileChoice(
+            False,
+            f"{much}: each size holds two copies of the encoder's weights; engine.compile=on compiles all the same",
+        )
     if saved_s < PAYS * cost_s:
         return CompileChoice(False, f"{much} are too few: it would take about {cost_s:.0f} s and save {saved_s:.0f} s")
     if (missing := missing_compiler(plain.device)) is not None:

@@ -343,7 +343,11 @@ class ShardAttempt:
             rejects=rejects,
             stats=stats,
             timings=timings,
-            notes={"environment": environment(context.device), "reader": reader.counters, "spec": context.spec},
+            notes={
+                "environment": environment(context.device, compiled=context.compiled),
+                "reader": reader.counters,
+                "spec": context.spec,
+            },
             limits=context.job.limits(),
             digests={source.uri: digests[source.uri] for source in shard.objects if source.uri in digests},
             empty=self._scope.empty(self._accounts.encoded),
