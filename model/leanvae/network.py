@@ -59,7 +59,7 @@ class Network(nn.Module):
     stay float32.
 
     Attributes:
-        config: complete published configuration. spec: LatentSpec.
+        config: complete published configuration. spec: LatentSpec. recompute: as given.
     """
 
     def __init__(self, config: Mapping[str, Any], *, recompute: bool = False) -> None:
@@ -77,6 +77,7 @@ class Network(nn.Module):
         self.encoder = Encoder(made)
         self.decoder = Decoder(made)
         self.std_layer = nn.Linear(made.width, made.latent_dim)
+        self.recompute = recompute
         for stack in self._stacks():
             stack.recompute = recompute
 

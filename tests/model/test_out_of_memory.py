@@ -69,7 +69,7 @@ def test_real_failed_allocations_are_recognised():
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_recording_that_runs_out_of_memory_leaves_the_step_unrecorded(text):
-    def record(step, tensors):
+    def record(step, tensors, batch):
         raise RuntimeError(text)
 
     graphs = StepGraphs(record)

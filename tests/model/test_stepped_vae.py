@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch._inductor.config
 
 import model
 from model.definition import DEFINED
@@ -79,9 +80,9 @@ def test_states_have_the_strides_of_new_tensors():
     )
 
 
-def test_compiling_without_a_compiler_is_refused(monkeypatch):
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    with pytest.raises(RuntimeError, match=r"needs a C\+\+ compiler"):
+def test_compiling_without_a_compiler_is_refused():
+    without = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with without, pytest.raises(RuntimeError, match=r"needs a C\+\+ compiler"):
         model.load("leanvae", config=CONFIGS["leanvae"], untrained=0, compile=True)
 
 
