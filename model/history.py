@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-StateTensors = tuple[torch.Tensor, ...]
+StateTensors = tuple[torch.Tensor, ...]  # what one step leaves for the next; the first axis of each is the batch
 Start = Literal["zeros", "first"]  # what a layer sees before a video: zeros, or the first frame repeated
 
 
@@ -57,7 +57,7 @@ class History:
     def keep(self, x: torch.Tensor) -> None:
         """Keeps a copy of `x` for the next step, so that a state does not keep whole activations alive."""
         if self._keep:
-            # Unlike clone, cat of one gives compact strides in the memory format of x: with others a compiled step would compile again.
+            # Unlike clone, cat of one gives compact strides in the memory format of x; compiled steps drop it, see `_compact`.
             self._kept.append(torch.cat([x]))
 
     def tensors(self) -> StateTensors:

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from model.history import StateTensors
     from model.state import CausalState
-    from model.vae import Pixels, StateTensors
+    from model.vae import Pixels
 
     Step = Callable[
         ..., StateTensors

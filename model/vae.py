@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from model.state import CausalState
     from model.weights import WeightsSha256
 
-StateTensors = tuple[torch.Tensor, ...]  # what one call leaves for the next; the first axis of each is the batch
-
 
 @dataclass(frozen=True, slots=True)
 class Pixels:

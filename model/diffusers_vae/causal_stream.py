@@ -27,8 +27,8 @@ from model.history import History
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from model.history import StateTensors
     from model.interface import LatentSpec
-    from model.vae import StateTensors
 
 
 _STEP: ContextVar[tuple[History, int] | None] = ContextVar("step", default=None)  # its history; number of videos

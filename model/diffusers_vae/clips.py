@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from model.vae import StateTensors
+    from model.history import StateTensors
 
 Moments = tuple[torch.Tensor, torch.Tensor | None]  # mean; log-variance if the class gives a Gaussian
 

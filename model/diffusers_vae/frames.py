@@ -15,7 +15,7 @@ from model.diffusers_vae.clips import Moments, split_moments
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from model.vae import StateTensors
+    from model.history import StateTensors
 
 FRAMES_A_PASS = 8  # on devices where results are equal up to rounding only
 

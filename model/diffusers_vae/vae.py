@@ -40,9 +40,10 @@ from model.weights import CheckedWeights
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from model.history import StateTensors
     from model.interface import LatentSpec
     from model.state import CausalState
-    from model.vae import Pixels, StateTensors
+    from model.vae import Pixels
     from model.weights import WeightsSha256
 
 __all__ = ["NUMERICS", "DiffusersVAE", "build", "check", "random_weights"]

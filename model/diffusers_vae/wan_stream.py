@@ -26,7 +26,7 @@ from model.diffusers_vae.module import empty_module, filled, full_config, random
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from model.vae import StateTensors
+    from model.history import StateTensors
 
 
 GROUP = 4  # frames per step after the first

@@ -19,11 +19,10 @@ from model.leanvae.network import bands_of, soft_threshold
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from model.history import StateTensors
     from model.kernels import Kernels
     from model.leanvae.fast.pixels import StepPixels
     from model.leanvae.network import Network
-
-    StateTensors = tuple[torch.Tensor, ...]
 
 
 class FusedCoder:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from contextlib import AbstractContextManager
 
+    from model.history import StateTensors
     from model.kernels import Kernels
-    from model.leanvae.fast.coder import StateTensors
     from model.leanvae.fast.pixels import StepPixels
     from model.leanvae.network import Network
 
