@@ -171,6 +171,15 @@ class S3Server:
         }
 
 
+@pytest.fixture(scope="module")
+def single_thread() -> Iterator[None]:
+    """For `pytestmark`: arithmetic of one thread in the whole module, its fixtures included."""
+    from tests.threads import one_thread  # imports torch
+
+    with one_thread():
+        yield
+
+
 @pytest.fixture
 def fresh_decoders() -> Iterator[None]:
     """Decoder processes are fresh interpreters, as users have them. Otherwise the suite forks them from one that has its imports."""

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 import yaml
 
 from pipeline.training import run
 from pipeline.training.job import build_train_job
 from pipeline.training.progress_log import ProgressLog
 from tests import forked_command
+from tests.threads import one_thread
 from tests.tiny_corpus import TINY_NETWORK
 
 # Logged at steps 6 and 12, kept at 4, 8 and 12: a run that dies at a logged step has work to do again.
@@ -59,17 +57,6 @@ def learn_here(job: Path) -> None:
     built = build_train_job({}, config_path=str(job))
     with one_thread():
         run.learn(run.prepare(built, ProgressLog("none")), "cpu", lambda step, values: None)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """So small a network is slower on several, and much slower where they wait for busy cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def lines(folder: Path) -> list[dict]:

@@ -20,12 +20,7 @@ CHUNKS = {"leanvae": 9, "wfvae": 11, "ivvae": 6, "wan-2.1": 13, "svd": 4}
 """Chunks of two groups of which the last repeat, for a tiny network of each family."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 def clip(seed, spec, count):

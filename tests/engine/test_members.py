@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from deltalake import DeltaTable
 from PIL import Image
 
@@ -53,12 +52,7 @@ def mask_bytes(frames: int, size: int = 64) -> bytes:
     return encode(frames, size=(size, size), fps=8, picture=half, options={"preset": "ultrafast", "qp": "0"})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import os
 import shutil
 
 import pytest
-import torch
 
 import pipeline
 from pipeline.corpus import job_annotations
@@ -25,12 +24,7 @@ from tests.tiny_corpus import receipts, rows, tiny_job, video_bytes, write_tar
 CLIPS = [{"start": 0, "end": 1, "caption": "first", "score": 1}, ["00:00:01", "00:00:02"], [7, 8]]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 def write_table(path, *table: dict[str, object]):

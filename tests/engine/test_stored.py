@@ -35,12 +35,7 @@ from tests.tiny_corpus import TINY_NETWORK, receipts, rows, tiny_job, video_byte
 BOTH = "first_frame,i2v_cond"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 @pytest.fixture(scope="module")

@@ -40,12 +40,7 @@ VARIANTS = ("crop1", "crop2", "crop1-flip", "crop2-flip")
 VIDEOS = {"a": video_bytes(11, 64, 144, seed=1), "b": video_bytes(5, 64, 144, seed=2), "c": video_bytes(5, seed=3)}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 def job_of(folder, *, output="out", **flags):

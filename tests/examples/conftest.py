@@ -7,9 +7,9 @@ import pytest
 from pipeline.config import WriteConfig
 from pipeline.ledger.receipts import Ledger
 from pipeline.records import Bucket
-from tests.examples.training_process import one_thread
 from tests.pipeline.latent_clips import latent_clip, local_store, write_shard
 from tests.pipeline.published import publish_all
+from tests.threads import one_thread
 
 
 @pytest.fixture(scope="package", autouse=True)

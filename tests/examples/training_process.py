@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from contextlib import contextmanager
 from multiprocessing.context import ForkServerProcess
 
-import torch
 from torch import distributed
 
 from examples.train_dit import Options, train
+from tests.threads import one_thread
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["pytest", __name__])
@@ -31,17 +30,6 @@ def run(options: Options, world: int = 1) -> None:
     for process in group:
         process.join(LIMIT_S)
     assert [process.exitcode for process in group] == [0] * world
-
-
-@contextmanager
-def one_thread():
-    """Sums of several threads may differ in their last bit, and tests share the machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _run(options: Options, rank: int, world: int, port: int) -> None:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import model
+from tests import threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,10 +43,8 @@ class Golden:
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Runs with one thread: tiny networks gain nothing from more, and lose much on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with threads.one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -40,13 +40,7 @@ def moving_clips(count=6, frames=9, height=32, width=48, seed=0):
     return clips
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread_from_the_start():
-    """Sets one thread before the folder's own fixture can."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 @pytest.fixture(scope="module")

@@ -45,13 +45,7 @@ class Remembered:
 CLIPS = Remembered(SyntheticSource(5))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread_from_the_start():
-    """Sets one thread before the folder's own fixture can: sums depend on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 @pytest.fixture(scope="module")

@@ -24,13 +24,7 @@ from pipeline.look.showing import LatentDecoder, frame_ssim
 from pipeline.storage import open_store
 from tests.tiny_corpus import TINY_NETWORK, tiny_job, video_bytes
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 @pytest.fixture(scope="module")

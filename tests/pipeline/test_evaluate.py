@@ -32,13 +32,7 @@ def picture(frames, start=0):
     return encode([textured(start + n, 64, 64) for n in range(frames)])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Runs with one thread: on a busy machine more would take most of such small tests' time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 @pytest.fixture(scope="module")

@@ -35,13 +35,7 @@ from tests.tiny_corpus import TINY_NETWORK, tiny_job, video_bytes, write_tar
 GAP, LINE, FRAME_GAP = 8, 16, 2  # of a sheet: around blocks, the title, between pictures
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for one another on a busy machine take most of such small tests' time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 @pytest.fixture(scope="module")

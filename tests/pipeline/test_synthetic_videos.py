@@ -12,13 +12,7 @@ from pipeline.synthetic_videos.clips import SyntheticVideos, clip
 SAMPLE = 64  # clips of 9 x 64 x 64 the statistics are taken over
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Runs with one thread, as in a loader's worker: many small operations do not gain from more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 @pytest.fixture(scope="module")

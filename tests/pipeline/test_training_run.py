@@ -20,13 +20,9 @@ from pipeline.training.job import build_train_job
 from pipeline.training.progress_log import ProgressLog
 from tests.model.test_out_of_memory import TEXTS
 from tests.tiny_corpus import make_corpus
-from tests.tiny_training import RECIPE, lines, one_thread, train, write_job
+from tests.tiny_training import RECIPE, lines, train, write_job
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 @pytest.fixture(scope="module")
