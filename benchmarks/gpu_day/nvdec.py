@@ -176,11 +176,13 @@ def cut_request(data: bytes, *, cuda: bool) -> Any:
 
 def same_as_libav(planes_T3HW: Any, data: bytes) -> bool:
     """Whether the first chunk of the video is what a decoder on the CPU gives."""
+    from pipeline.records import FrameChunk
     from pipeline.video.cutting import Cutter
 
     cutter = Cutter(cut_request(data, cuda=False))
     try:
         cutter.open()
-        return bool((cutter.next().planes_T3HW == planes_T3HW).all())  # type: ignore[union-attr]
+        chunk = cutter.next()
+        return isinstance(chunk, FrameChunk) and bool((chunk.planes_T3HW == planes_T3HW).all())
     finally:
         cutter.close()
