@@ -69,14 +69,14 @@ def spans_of(wanted: Iterable[Wanted]) -> list[Span]:
     found: list[Span] = []
     last = None
     for item in sorted(wanted, key=attrgetter("file", "offset")):
-        stop = item.stop
+        start, stop = item.offset, item.offset + item.length
         if (
             last is None
             or last.file != item.file
-            or not 0 <= item.offset - last.stop <= GAP_BYTES
+            or not 0 <= start - last.stop <= GAP_BYTES
             or stop - last.start > READ_BYTES
         ):
-            last = Span(item.file, item.offset, stop, [item])
+            last = Span(item.file, start, stop, [item])
             found.append(last)
         else:
             last.members.append(item)
@@ -108,7 +108,11 @@ class Fetcher:
             part = spans[at : at + OPEN_AT_ONCE]
             if stopped():
                 raise CancelledError
-            reads = [(self._reader(span.file), span.start, self._buffers(span, memory)) for span in part]
+            held = self._open.held_of({span.file for span in part})
+            reads = [
+                (held.get(span.file) or self._opened(span.file), span.start, self._buffers(span, memory))
+                for span in part
+            ]
             for span, (reader, start, buffers), done in zip(part, reads, read_together(reads), strict=True):
                 if done:
                     continue
@@ -185,9 +189,6 @@ class Fetcher:
             self._gap.view = memoryview(bytearray(GAP_BYTES))
         view: memoryview = self._gap.view
         return view
-
-    def _reader(self, file: int) -> RangeReader:
-        return self._open.held(file) or self._opened(file)
 
     def _opened(self, file: int) -> RangeReader:
         return self._open.get(file, lambda: self._store.open_reader(self._files.value("key", file)))

@@ -83,6 +83,7 @@ class BatchMaker:
             name: tuple(-(-size // step) for size, step in zip(bucket.grid, patch, strict=True))
             for name, bucket in buckets.items()
         }
+        self._num_tokens = {name: prod(each) for name, each in self._tokens.items()}
         self._fps: dict[int, float | None] = {}
         self._join, self._verify_join = join, verify_join
         self._columns = (*dataset.columns, *(name for name in captions.columns if name not in dataset.columns))
@@ -97,7 +98,8 @@ class BatchMaker:
         slots = self._slots(share, batch.epoch, held=held)
         if slots is None:
             return None
-        rates = [self._rate(slot.file) for slot in slots]
+        rate_of = {file: self._rate(file) for file in {slot.file for slot in slots}}
+        rates = [rate_of[slot.file] for slot in slots]
         known = not self._columns and None not in rates
         facts = self._facts(slots, [{"fps": rate} for rate in rates], batch, share) if known else None
         apart = self._crop is not None
@@ -116,7 +118,7 @@ class BatchMaker:
         # Beside the tensors: over a network each takes a round trip.
         columns = None if facts else self._read_columns(slots)
         blocks = self._reader.read(slots, prepared.plan, batch.epoch)
-        if taken_down := sum(slot.draws > 0 for slot in prepared.slots):
+        if taken_down := sum([slot.draws > 0 for slot in prepared.slots]):
             self._stats.add(taken_down=taken_down)
         # A damaged row was replaced by another one.
         replaced = any(map(is_not, slots, prepared.slots))
@@ -173,7 +175,7 @@ class BatchMaker:
         self, slots: list[Slot], scalars: list[dict[str, Any]], batch: GlobalBatch, share: Share
     ) -> dict[str, Any]:
         """Fields of the `Batch` that do not depend on tensors. `scalars`: `fps` and columns of each slot."""
-        ids = [slot.id for slot in slots]
+        ids = [str(slot.index.text("id", slot.position)) for slot in slots]
         keys = self._keys(ids, batch.epoch) if self._captions.draws else [0] * len(ids)
         frames = [self._buckets[slot.bucket].shape.frames for slot in slots]
         fps = [row["fps"] for row in scalars]
@@ -189,7 +191,7 @@ class BatchMaker:
             "num_frames": _tensor(frames, np.int64),
             "fps": _tensor(fps, np.float64),
             "duration_s": _tensor(seconds, np.float64),
-            "num_tokens": _tensor([prod(self._tokens[slot.bucket]) for slot in slots], np.int64),
+            "num_tokens": _tensor([self._num_tokens[slot.bucket] for slot in slots], np.int64),
             "is_image": max(frames) == 1,
             "metadata": [row.get("metadata") or {} for row in scalars] if "metadata" in columns else [],
             "columns": {name: [row[name] for row in scalars] for name in columns if name != "metadata"},

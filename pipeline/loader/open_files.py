@@ -12,7 +12,7 @@ from pipeline.errors import AccessError
 from pipeline.storage.local_errors import TOO_MANY_OPEN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from pipeline.storage.range_reader import RangeReader
 
@@ -35,17 +35,19 @@ class OpenFiles:
         self._lock = threading.Lock()
         self._living.add(self)
 
-    def held(self, number: int) -> RangeReader | None:
-        """The reader of a file if it is open."""
+    def held_of(self, numbers: Iterable[int]) -> dict[int, RangeReader]:
+        """Readers of those of the files that are open."""
+        held = self._held
         with self._lock:
-            if (found := self._held.get(number)) is not None:
-                self._held.move_to_end(number)
-            return found
+            found = {number: held[number] for number in numbers if number in held}
+            for number in found:
+                held.move_to_end(number)
+        return found
 
     def get(self, number: int, opened: Callable[[], RangeReader]) -> RangeReader:
         """The reader of a file, made by `opened` if it is not here. Raises as `opened`."""
-        if (found := self.held(number)) is not None:
-            return found
+        if found := self.held_of((number,)):
+            return found[number]
         made = with_files_closed(opened)
         most = self._share()
         with self._lock:

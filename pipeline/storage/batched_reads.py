@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MOST_READS, MOST_BUFFERS = 32, 512  # of one call
-PREADV = 7  # IOCB_CMD_PREADV
+PREAD, PREADV = 0, 7  # IOCB_CMD_*
 IOCB = struct.Struct("<QIIHhIQQqQII")  # struct iocb of linux/aio_abi.h
 EVENT = struct.Struct("<QQqq")  # struct io_event
 IOVEC = struct.Struct("<QQ")
@@ -40,12 +40,8 @@ class _Calls(NamedTuple):
 _CALLS = {"x86_64": _Calls(206, 207, 209, 208), "aarch64": _Calls(0, 1, 2, 4)}
 
 
-class Read(NamedTuple):
-    """Bytes from `start` of an open file into `buffers`, one after another (writable, not empty)."""
-
-    descriptor: int
-    start: int
-    buffers: Sequence[memoryview]
+# File descriptor, offset in the file, and memory to be filled with what follows there, one after another (writable, not empty).
+Read = tuple[int, int, "Sequence[memoryview]"]
 
 
 class BatchedReads:
@@ -57,7 +53,7 @@ class BatchedReads:
 
     def read(self, reads: Sequence[Read]) -> list[bool]:
         """Whether each was read in full. Others are to be made one by one, which says why: they failed, ended early or were not begun."""
-        fits = 1 < len(reads) <= MOST_READS and sum([len(one.buffers) for one in reads]) <= MOST_BUFFERS
+        fits = 1 < len(reads) <= MOST_READS and sum([len(buffers) for _, _, buffers in reads]) <= MOST_BUFFERS
         context = self._context() if fits and self._calls is not None else None
         return [False] * len(reads) if context is None else context.read(reads)
 
@@ -77,7 +73,7 @@ class _Context:
         self._blocks = ctypes.create_string_buffer(IOCB.size * MOST_READS)
         self._events = ctypes.create_string_buffer(EVENT.size * MOST_READS)
         self._vectors = ctypes.create_string_buffer(IOVEC.size * MOST_BUFFERS)
-        first = ctypes.addressof(self._blocks)
+        self._first_vector, first = ctypes.addressof(self._vectors), ctypes.addressof(self._blocks)
         self._pointers = (ctypes.c_void_p * MOST_READS)(*range(first, first + len(self._blocks), IOCB.size))
         weakref.finalize(self, _destroy, system, calls, number, os.getpid()).atexit = False
 
@@ -95,16 +91,18 @@ class _Context:
 
     def read(self, reads: Sequence[Read]) -> list[bool]:
         """As `BatchedReads.read`."""
-        found, wanted, at = [False] * len(reads), [0] * len(reads), 0
-        vectors = ctypes.addressof(self._vectors)
+        found, wanted, at = [False] * len(reads), [], 0
         for number, (descriptor, start, buffers) in enumerate(reads):
-            place = vectors + at * IOVEC.size
-            for buffer in buffers:
-                address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
-                IOVEC.pack_into(self._vectors, at * IOVEC.size, address, len(buffer))
-                wanted[number] += len(buffer)
-                at += 1
-            fields = number, 0, 0, PREADV, 0, descriptor, place, len(buffers), start, 0, 0, 0
+            if len(buffers) == 1:
+                operation, place, size = PREAD, _address(buffers[0]), len(buffers[0])
+                wanted.append(size)
+            else:
+                operation, place, size = PREADV, self._first_vector + at * IOVEC.size, len(buffers)
+                wanted.append(sum(map(len, buffers)))
+                for buffer in buffers:
+                    IOVEC.pack_into(self._vectors, at * IOVEC.size, _address(buffer), len(buffer))
+                    at += 1
+            fields = number, 0, 0, operation, 0, descriptor, place, size, start, 0, 0, 0
             IOCB.pack_into(self._blocks, number * IOCB.size, *fields)
         begun = self._call(self._calls.submit, len(reads), self._pointers)
         waiting = max(0, begun)  # after -1, and for the reads after the first that the kernel refuses: nothing
@@ -121,6 +119,10 @@ class _Context:
         longs = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
         found: int = self._system(ctypes.c_long(number), self._number, *longs)
         return found
+
+
+def _address(buffer: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
 def _destroy(system: Any, calls: _Calls, number: int, process: int) -> None:

@@ -6,7 +6,7 @@ import os
 import weakref
 from typing import TYPE_CHECKING, ClassVar
 
-from pipeline.storage.batched_reads import BatchedReads, Read
+from pipeline.storage.batched_reads import BatchedReads
 from pipeline.storage.local_errors import translated
 
 if TYPE_CHECKING:
@@ -73,9 +73,7 @@ class LocalRangeReader(RangeReader):
 def read_together(reads: Sequence[tuple[RangeReader, int, Sequence[memoryview]]]) -> list[bool]:
     """Readers with arguments of `read_into`. Which of them were read in full, those of local files at once; others need `read_into`."""
     local = [
-        Read(reader._descriptor, start, buffers)
-        for reader, start, buffers in reads
-        if isinstance(reader, LocalRangeReader)
+        (reader._descriptor, start, buffers) for reader, start, buffers in reads if isinstance(reader, LocalRangeReader)
     ]
     return LocalRangeReader._batched.read(local) if len(local) == len(reads) else [False] * len(reads)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.storage import batched_reads
-from pipeline.storage.batched_reads import MOST_BUFFERS, MOST_READS, BatchedReads, Read
+from pipeline.storage.batched_reads import MOST_BUFFERS, MOST_READS, BatchedReads
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a system call of Linux")
 LENGTH = 400_000
@@ -33,7 +33,7 @@ def files(tmp_path):
 
 
 def read_of(descriptor, start, *lengths):
-    return Read(descriptor, start, [memoryview(bytearray(length)) for length in lengths])
+    return descriptor, start, [memoryview(bytearray(length)) for length in lengths]
 
 
 def contexts():
@@ -54,7 +54,7 @@ def test_many_reads_of_several_files_and_buffers_get_the_bytes_of_each(files, se
     batched = BatchedReads()
     for _ in range(2):  # memory for what is submitted is used again
         assert batched.read(reads) == [True] * len(reads)
-        assert [b"".join(one.buffers) for one in reads] == expected
+        assert [b"".join(buffers) for _, _, buffers in reads] == expected
 
 
 def test_reads_that_end_early_or_fail_are_left_and_those_after_them_are_right(files, tmp_path):
@@ -69,7 +69,7 @@ def test_reads_that_end_early_or_fail_are_left_and_those_after_them_are_right(fi
         read_of(first, 3, 4),
     ]
     assert BatchedReads().read(reads)[:5] == [True, False, False, True, False]
-    assert (bytes(reads[0].buffers[0]), bytes(reads[3].buffers[0])) == (data[0][10:110], data[1][7:16])
+    assert (bytes(reads[0][2][0]), bytes(reads[3][2][0])) == (data[0][10:110], data[1][7:16])
     os.close(folder)
 
 
@@ -91,7 +91,7 @@ def test_a_kernel_that_does_not_offer_it_leaves_all(files, monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(batched_reads, "_CALLS", calls)
             assert BatchedReads().read(reads) == [False, False]
-    assert bytes(reads[0].buffers[0]) == bytes(5)
+    assert bytes(reads[0][2][0]) == bytes(5)
 
 
 def test_what_was_begun_is_waited_for_also_through_signals(files, monkeypatch):
@@ -109,7 +109,7 @@ def test_what_was_begun_is_waited_for_also_through_signals(files, monkeypatch):
     descriptors, data = files
     reads = [read_of(descriptors[0], 5, 10), read_of(descriptors[1], 6, 10)]
     assert BatchedReads().read(reads) == [True, True]
-    assert (bytes(reads[1].buffers[0]), len(interrupted)) == (data[1][6:16], 3)
+    assert (bytes(reads[1][2][0]), len(interrupted)) == (data[1][6:16], 3)
 
 
 def test_each_thread_has_a_context_which_goes_with_it(files):
@@ -121,7 +121,7 @@ def test_each_thread_has_a_context_which_goes_with_it(files):
         for start in range(0, 3000, 10):
             reads = [read_of(descriptors[number % 3], start, 10), read_of(descriptors[0], start, 5)]
             assert batched.read(reads) == [True, True]
-            assert bytes(reads[0].buffers[0]) == data[number % 3][start : start + 10]
+            assert bytes(reads[0][2][0]) == data[number % 3][start : start + 10]
         together.wait(60)
         most.append(contexts())
         together.wait(60)
@@ -143,7 +143,7 @@ def test_a_forked_process_makes_its_own(files):
 
     def child():
         reads = [read_of(descriptors[1], 5, 10), read_of(descriptors[2], 6, 10)]
-        whole = batched.read(reads) == [True, True] and bytes(reads[1].buffers[0]) == data[2][6:16]
+        whole = batched.read(reads) == [True, True] and bytes(reads[1][2][0]) == data[2][6:16]
         os._exit(0 if whole else 1)
 
     process = multiprocessing.get_context("fork").Process(target=child)
