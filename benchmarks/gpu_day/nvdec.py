@@ -39,12 +39,12 @@ def run(report: Report, settings: Settings, machine: Machine) -> None:
     videos = VIDEOS if machine.cuda else (("h264 tiny", "libx264", 64, 96),)
     counts = PROCESSES if machine.cuda else (1,)
     lanes: list[ProcessLanes] = []
-    started = report.measure("start of the processes", lambda: start(lanes, max(counts), cuda=machine.cuda))
+    started = report.measure("start of the processes", lambda: start(lanes, max(counts), cuda=machine.cuda), again=True)
     try:
         for name, encoder, height, width in videos if started is not None else ():
             data: list[bytes] = []
             made = report.measure(
-                f"{name}: make the video", lambda d=data, e=encoder, h=height, w=width: make(d, e, h, w)
+                f"{name}: make the video", lambda d=data, e=encoder, h=height, w=width: make(d, e, h, w), again=True
             )
             for processes in counts if made is not None else ():
                 measured_s = MEASURED_S if machine.cuda else 0.0
