@@ -12,8 +12,9 @@ cd "$(dirname "$0")/.."
 out=build/gpu-day
 if [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; then out=$1; shift; fi
 python=${PYTHON:-python3}
-# Not for a rehearsal: they are for the Python of the machine with the GPU.
-if [[ " $* " == *" --rehearse "* ]]; then wheels=${WHEELS:-}; else wheels=${WHEELS:-build/gpu-day-wheels}; fi
+wheels=${WHEELS:-build/gpu-day-wheels} times=1
+# The wheels are for the Python of the machine with the GPU. Machines for rehearsals may be busy.
+if [[ " $* " == *" --rehearse "* ]]; then wheels=${WHEELS:-} times=10; fi
 mkdir -p "$out"
 rm -f "$out/report.json" "$out/log"
 started=$(date +%s)
@@ -53,7 +54,7 @@ export PYTHONPATH="$PWD:$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 planned=0
 for section in facts:25 tests:95 check:50 encode:190 nvdec:40 suspicions:70 training:25 profile:25; do
     name=${section%:*}
-    planned=$((planned + ${section#*:}))
+    planned=$((planned + times * ${section#*:}))
     # A process that crashed or hung is followed by another, which goes on after the measurement that was in progress.
     for attempt in 1 2 3 4; do
         left=$((started + planned - $(date +%s)))
