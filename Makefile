@@ -56,12 +56,15 @@ fuzz: $(INSTALLED) ## mutated files and tars through real builds until stopped, 
 chaos: $(INSTALLED) ## kills and storage faults through builds, publish, takedown, compact and gc until stopped, or for CHAOS_S=1800 seconds
 	$(BIN)/python -m tests.chaos
 
-# What a bare GPU machine lacks for `pytest -m gpu`; its Python is 3.12, its torch comes with it.
+# What a bare GPU machine lacks for `pytest -m gpu` and for decoders; its torch comes with it. What it has need not be in CARRIED.
+GPU_PYTHON ?= 3.12
+CARRIED ?= av hypothesis pillow psutil pydantic pytest pytest-timeout pyyaml
+WHEELS ?= build/gpu-day-wheels
 wheels: $(INSTALLED) ## wheels that benchmarks/gpu_day.sh carries to a GPU machine without a network, into build/gpu-day-wheels/
-	rm -rf build/gpu-day-wheels
-	$(BIN)/pip download --quiet --only-binary=:all: --python-version 3.12 --implementation cp \
+	rm -rf $(WHEELS)
+	$(BIN)/pip download --quiet --only-binary=:all: --python-version $(GPU_PYTHON) --implementation cp \
 		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
-		-c $(PINS) -d build/gpu-day-wheels av pydantic
+		-c $(PINS) -d $(WHEELS) $(CARRIED)
 
 clean: ## remove what make made: .venv/, demo/, caches
 	rm -rf .venv $(DEMO) fuzz-failures build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

@@ -4,42 +4,76 @@
 #     benchmarks/gpu_day.sh [FOLDER] [--rehearse]
 #
 # Writes FOLDER/report.json and FOLDER/log as it goes [default: build/gpu-day]. PYTHON: interpreter that has torch [default: python3].
-# Wheels in build/gpu-day-wheels (`make wheels`) are installed into a temporary folder, only for this run.
-# Exit code: 0 if every measurement succeeded, else 1; 2 if there is no CUDA device.
+# WHEELS: folder of wheels (`make wheels`), installed into a temporary folder for this run [default: build/gpu-day-wheels if it is there;
+# in a rehearsal none]. Exit code: 0 if every measurement succeeded, else 1; 2 if there is no CUDA device; 143 if it was stopped.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 out=build/gpu-day
 if [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; then out=$1; shift; fi
 python=${PYTHON:-python3}
-wheels=build/gpu-day-wheels
+wheels=${WHEELS:-build/gpu-day-wheels} times=1
+# The wheels are for the Python of the machine with the GPU. Machines for rehearsals may be busy.
+if [[ " $* " == *" --rehearse "* ]]; then wheels=${WHEELS:-} times=10; fi
 mkdir -p "$out"
 rm -f "$out/report.json" "$out/log"
 started=$(date +%s)
 
+exec > >(tee -a "$out/log") 2>&1
+log=$!
 site=$(mktemp -d)
-trap 'rm -rf "$site"' EXIT
-# Not for a rehearsal: they are for the Python of the machine with the GPU.
-if [[ " $* " != *" --rehearse "* ]] && ls "$wheels"/*.whl >/dev/null 2>&1; then
-    "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$wheels"/*.whl || exit 1
+finish() {
+    rm -rf "$site"
+    exec >&- 2>&-
+    for _ in {1..20}; do kill -0 "$log" 2>/dev/null || break; sleep 0.1; done # until tee has written the last lines
+}
+trap finish EXIT
+running=
+stop() {
+    echo "== stopped by a signal after $(($(date +%s) - started)) s; $out/report.json says which measurement was in progress"
+    if [ -n "$running" ]; then kill -TERM "$running"; wait "$running"; fi
+    exit 143
+}
+trap stop TERM INT HUP
+
+failed=0
+if [ -n "${WHEELS:-}" ] && ! ls "$wheels"/*.whl >/dev/null 2>&1; then
+    echo "WHEELS=$wheels has no wheels; make them with: make wheels"
+    exit 1
 fi
+if [ -n "$wheels" ] && ls "$wheels"/*.whl >/dev/null 2>&1; then
+    if ! "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$wheels"/*.whl; then
+        echo "== the wheels could not be installed: tests and decoders will fail, the rest needs none"
+        failed=1
+    fi
+fi
+unset PYTHONDONTWRITEBYTECODE # else each of these processes compiles all sources again
 export PYTHONPATH="$PWD:$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
 # Section and its seconds. What one leaves over the later ones may use. Together they stay below nine minutes, with the starts of Python.
-failed=0 planned=0
+planned=0
 for section in facts:25 tests:95 check:50 encode:190 nvdec:40 suspicions:70 training:25 profile:25; do
     name=${section%:*}
-    planned=$((planned + ${section#*:}))
-    left=$((started + planned - $(date +%s)))
-    [ "$left" -gt 5 ] || left=5
-    # A measurement that began in time may end late, but not much: it must not cost the sections after it.
-    timeout -k 5 $((left + 10)) "$python" -m benchmarks.gpu_day --out "$out" --sections "$name" --seconds "$left" "$@" 2>&1 | tee -a "$out/log"
-    code=${PIPESTATUS[0]}
-    [ "$code" -ne 2 ] || exit 2
-    if [ "$code" -ne 0 ]; then
+    planned=$((planned + times * ${section#*:}))
+    # A process that crashed or hung is followed by another, which goes on after the measurement that was in progress.
+    for attempt in 1 2 3 4; do
+        left=$((started + planned - $(date +%s)))
+        if [ "$left" -lt 5 ]; then left=5; fi
+        # A measurement that began in time may end late, but not much: it must not cost the sections after it.
+        timeout -k 5 $((left + 10)) "$python" -m benchmarks.gpu_day --out "$out" --sections "$name" --seconds "$left" "$@" &
+        running=$!
+        wait "$running"
+        code=$?
+        running=
+        case $code in
+            0) break ;;
+            2) exit 2 ;;
+            3) failed=1; break ;;
+        esac
         failed=1
-        echo "== section $name ended with exit code $code (124, 137: stopped for lack of time)" | tee -a "$out/log"
-    fi
+        echo "== section $name ended early, attempt $attempt, exit code $code (1: see the stacks above; 124, 137: stopped for lack of time)"
+        if [ $((started + planned - $(date +%s))) -lt 15 ]; then break; fi
+    done
 done
-echo "== $(($(date +%s) - started)) s; $out/report.json, $out/log" | tee -a "$out/log"
+echo "== $(($(date +%s) - started)) s; $out/report.json, $out/log"
 exit $failed

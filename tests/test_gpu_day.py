@@ -2,7 +2,9 @@
 
 import ast
 import json
+import os
 import re
+import subprocess
 import sys
 import time
 
@@ -11,7 +13,7 @@ import torch
 
 from benchmarks.gpu_day import __main__ as gpu_day
 from benchmarks.gpu_day import checks, encode_table, forms, step_suspicions
-from benchmarks.gpu_day.report import Report
+from benchmarks.gpu_day.report import Report, Unfinished
 from benchmarks.gpu_day.settings import REHEARSAL, Settings
 from benchmarks.machine import Machine
 from tests import conftest
@@ -96,15 +98,22 @@ def test_forms_give_the_same_latents():
 
 
 def test_the_most_telling_cases_come_first():
-    listed = encode_table.cases(Settings())
+    settings = Settings()
+    listed = encode_table.cases(settings)
     assert [case.form for case in listed[: len(forms.FORMS)]] == list(forms.FORMS)
-    compiled = [case.form.startswith("compiled") for case in listed[len(forms.FORMS) :]]
-    assert compiled == sorted(compiled)
     first = listed[0]
     assert (first.clip, first.batch, first.dtype) == ((17, 256, 256), 64, "bfloat16")
-    assert (
-        len({case.name for case in listed}) == len(listed) == (4 * 7 - 2) * 3 * len(forms.FORMS)
-    )  # two exceed LARGEST_PLANES
+    rest = listed[len(forms.FORMS) :]
+    of_others = [case for case in rest if case.network != settings.network]
+    assert len({(case.network, case.form) for case in of_others}) == len(of_others) == 2 * 3
+    assert [case.compiles for case in of_others] == [False] * 4 + [True] * 2
+    assert rest[:4] == of_others[:4]
+    before = rest.index(of_others[4])
+    assert not any(case.compiles for case in rest[:before])
+    of_network = [case.compiles for case in rest if case.network == settings.network]
+    assert of_network == sorted(of_network)
+    assert len({case.name for case in listed}) == len(listed)
+    assert len(listed) - len(of_others) == (4 * 7 - 2) * 3 * len(forms.FORMS)  # two exceed LARGEST_PLANES
 
 
 def test_counted_bytes_are_those_of_the_operators_without_views():
@@ -142,12 +151,99 @@ def test_failed_measurement_is_recorded_and_the_next_one_runs(tmp_path):
     assert "time" in entries(following.content["sections"]["second"])["late"]["left_out"]
 
 
+def test_unfinished_section_goes_on_after_the_measurement_in_progress(tmp_path):
+    def killed():
+        raise KeyboardInterrupt
+
+    cut_off = Report(tmp_path / "report.json", time.monotonic() + 1000)
+    cut_off.begin("encode")
+    cut_off.measure("first", lambda: {"ms": 1})
+    with pytest.raises(KeyboardInterrupt):
+        cut_off.measure("hangs", killed)
+    assert json.loads(cut_off.path.read_text())["sections"]["encode"]["in_progress"] == "hangs"
+
+    following = Report(cut_off.path, time.monotonic() + 1000)
+    following.begin("encode")
+    assert following.missing(["first", "hangs", "last"]) == ["last"]
+    assert following.measure("first", lambda: {"ms": 2}) == {"ms": 1}
+    assert following.measure("first", lambda: {"ms": 3}, again=True) == {"ms": 3}
+    assert following.measure("hangs", killed, again=True) is None
+    following.measure("last", lambda: {"ms": 4})
+    following.finish()
+    section = json.loads(following.path.read_text())["sections"]["encode"]
+    assert (section["finished"], section["in_progress"]) == (True, None)
+    assert set(entries(section)) == {"first", "hangs", "last"}
+    assert "took too long" in entries(section)["hangs"]["error"]
+
+
+def test_measurement_that_hangs_ends_the_process_with_its_stack(tmp_path):
+    program = (
+        "import pathlib, sys, time; from benchmarks.gpu_day.report import Report\n"
+        "report = Report(pathlib.Path(sys.argv[1]), time.monotonic() + 1000, limit_s=0.5)\n"
+        "report.begin('encode'); report.measure('quick', dict); report.measure('hangs', lambda: time.sleep(600))"
+    )
+    path = tmp_path / "report.json"
+    done = subprocess.run([sys.executable, "-c", program, path], cwd=checks.ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
+    assert "in measure" in done.stderr
+    section = json.loads(path.read_text())["sections"]["encode"]
+    assert (section["in_progress"], list(entries(section))) == ("hangs", ["quick"])
+
+
+def test_process_ends_when_the_device_is_lost(tmp_path):
+    def fail():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    report = Report(tmp_path / "report.json", time.monotonic() + 1000, check_device=fail)
+    report.begin("encode")
+    with pytest.raises(Unfinished) as ended:
+        report.measure("fails", fail)
+    assert ended.value.code not in (0, 1, 2, gpu_day.FAILED)
+    section = json.loads(report.path.read_text())["sections"]["encode"]
+    assert "illegal memory access" in entries(section)["fails"]["error"]
+    assert not section["finished"]
+
+
 def test_cases_without_time_are_named(tmp_path):
     report = Report(tmp_path / "report.json", time.monotonic() - 1)
     report.begin("encode")
     encode_table.run(report, REHEARSAL, Machine("cpu", 1))
     (entry,) = report.content["sections"]["encode"]["entries"]
     assert all(case.name in entry["left_out"] for case in encode_table.cases(REHEARSAL))
+
+
+def script(folder, program):
+    """The script, started; its sections are run by `program` of the shell instead of Python, with the section's name in $6."""
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\ncd "{folder}"\necho "begins $6"\n{program}\n')
+    python.chmod(0o755)
+    command = [checks.ROOT / "benchmarks" / "gpu_day.sh", folder / "out", "--rehearse"]
+    environment = {name: value for name, value in os.environ.items() if name != "WHEELS"} | {"PYTHON": str(python)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_script_begins_a_section_again_that_ended_early(tmp_path):
+    with script(
+        tmp_path, 'if [ "$6" = check ]; then if [ -e seen ]; then exit 3; fi; touch seen; exit 1; fi'
+    ) as running:
+        output = running.communicate()[0]
+    assert running.returncode == 1
+    begun = re.findall(r"begins (\w+)", output)
+    assert begun == ["facts", "tests", "check", *list(gpu_day.SECTIONS)[2:]]
+    assert "section check ended early, attempt 1, exit code 1" in output
+    assert (tmp_path / "out" / "log").read_text() == output
+
+
+def test_script_that_is_stopped_ends_what_it_started_and_says_so(tmp_path):
+    with script(tmp_path, "echo $$ >pid; echo ready; exec sleep 600") as running:
+        assert [running.stdout.readline() for _ in range(2)] == ["begins facts\n", "ready\n"]
+        running.terminate()
+        output = running.communicate()[0]
+    assert running.returncode == 143
+    assert "stopped by a signal" in output
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_script_runs_all_sections_within_nine_minutes():

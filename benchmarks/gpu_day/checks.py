@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 CHECKED_DTYPES = ("bfloat16", "float32")
 KEPT_OUTPUT = 6000  # characters at the end of pytest's output
+SUMMARY_S = 4.0  # for pytest, interrupted, to say what failed
 
 
 def gpu_test_files() -> list[str]:
@@ -33,32 +35,40 @@ def gpu_test_files() -> list[str]:
 
 def run_tests(report: Report, settings: Settings, machine: Machine) -> None:
     """Section `tests`: `pytest -m gpu` where a skipped test is a failed test; on a CPU it only collects."""
-    report.measure("pytest -m gpu", lambda: run_pytest(collect_only=not machine.cuda, until=report.until))
+    collect_only = not machine.cuda
+    report.measure("pytest -m gpu", lambda: run_pytest(collect_only=collect_only, until=report.until), slow=True)
 
 
 def run_pytest(*, collect_only: bool, until: float) -> dict[str, Any]:
-    """Exit code and end of the output. Raises RuntimeError if a test failed, was skipped, or none was found."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *gpu_test_files()]
-    command += ["--collect-only"] if collect_only else ["--durations=10"]
+    """Exit code and end of the output. Raises RuntimeError if a test failed, was skipped, or none was found, or the time was spent."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", *gpu_test_files()]
+    command += ["--collect-only", "-q"] if collect_only else ["--durations=10"]
     left = max(1.0, until - time.monotonic())
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would pytest
     environment = os.environ | {"REQUIRE_CUDA": "1"}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        output, in_time = _output(process, left)
+    print(output, flush=True)
+    if not in_time:
+        raise RuntimeError(f"pytest did not end in {left:.0f} s: {output[-KEPT_OUTPUT:]}")
+    if process.returncode:
+        raise RuntimeError(f"pytest exited with {process.returncode}: {output[-KEPT_OUTPUT:]}")
+    return {"exit_code": process.returncode, "output": output[-KEPT_OUTPUT:]}
+
+
+def _output(process: subprocess.Popen[str], seconds: float) -> tuple[str, bool]:
+    """All that the process printed, and whether it ended in time. One that did not is interrupted, so that pytest lists what failed."""
     try:
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=left,
-        )
-    except subprocess.TimeoutExpired as error:
-        output = error.stdout if isinstance(error.stdout, str) else (error.stdout or b"").decode(errors="replace")
-        raise RuntimeError(f"pytest did not end in {left:.0f} s: {output[-KEPT_OUTPUT:]}") from None
-    print(done.stdout, flush=True)
-    if done.returncode:
-        raise RuntimeError(f"pytest exited with {done.returncode}: {done.stdout[-KEPT_OUTPUT:]}")
-    return {"exit_code": done.returncode, "output": done.stdout[-KEPT_OUTPUT:]}
+        return process.communicate(timeout=seconds)[0], True
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+    try:
+        return process.communicate(timeout=SUMMARY_S)[0], False
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.communicate()[0], False
 
 
 def run_check(report: Report, settings: Settings, machine: Machine) -> None:

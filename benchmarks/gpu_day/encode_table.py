@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 LARGEST_PLANES = 4 << 30  # bytes of a batch: copying more into pinned memory takes seconds for each run
 OTHERS_BATCH = 8  # clips a step of the networks that are not the table's
+FURTHER_ROWS = 6  # of the table before other networks are compiled
 SECTION = "encode"
 
 
@@ -47,11 +48,17 @@ class Case:
         """Name of its entry in the report."""
         return f"{self.network} {'x'.join(map(str, self.clip))} batch {self.batch} {self.dtype} {self.form}"
 
+    @property
+    def compiles(self) -> bool:
+        """Whether this form compiles each new shape."""
+        return self.form.startswith("compiled")
+
 
 def cases(settings: Settings) -> list[Case]:
-    """All rows of the table's network, the most telling first: one shape in all forms, then the others, compiled forms last.
+    """All rows, the most telling first. Compiling takes most of a minute for a shape that is new, so it comes late where it tells less.
 
-    Compiling takes most of a minute for a shape that is new.
+    One shape of the table's network in all forms; the other networks; two more shapes; the other networks compiled; all other shapes,
+    compiled forms last.
     """
     ranked = []
     for c, clip in enumerate(settings.clips):
@@ -59,33 +66,33 @@ def cases(settings: Settings) -> list[Case]:
             for d, dtype in enumerate(settings.dtypes):
                 if 3 * math.prod(clip) * batch <= LARGEST_PLANES:
                     ranked.append((c + b + d, d, c, b, clip, batch, dtype))
-    listed = [
+    table = [
         Case(settings.network, clip, batch, dtype, form)
         for *_, clip, batch, dtype in sorted(ranked)
         for form in forms.FORMS
     ]
-    first, others = listed[: len(forms.FORMS)], listed[len(forms.FORMS) :]
-    return [*first, *sorted(others, key=lambda case: case.form.startswith("compiled"))]
+    others = [
+        Case(network, settings.clips[0], min(OTHERS_BATCH, settings.batches[0]), settings.dtypes[0], form)
+        for form in ("kernels", "plain", "compiled steps")
+        for network in settings.checked
+        if network != settings.network
+    ]
+    first, table = table[: len(forms.FORMS)], table[len(forms.FORMS) :]
+    quick, slow = ([case for case in table if case.compiles == compiles] for compiles in (False, True))
+    other_quick, other_slow = ([case for case in others if case.compiles == compiles] for compiles in (False, True))
+    return [*first, *other_quick, *quick[:FURTHER_ROWS], *other_slow, *quick[FURTHER_ROWS:], *slow]
 
 
 def run(report: Report, settings: Settings, machine: Machine) -> None:
     """Section `encode`."""
-    table = Table(settings, machine)
-    listed = cases(settings)
-    first = len(forms.FORMS)
-    others = [
-        Case(network, settings.clips[0], min(OTHERS_BATCH, settings.batches[0]), settings.dtypes[0], form)
-        for network in settings.checked
-        if network != settings.network
-        for form in ("kernels", "compiled steps", "plain")
-    ]
-    listed[first:first] = others  # one row of each form of the other networks, before the many of this one
-    for position, case in enumerate(listed):
+    table, listed = Table(settings, machine), {case.name: case for case in cases(settings)}
+    names = report.missing(listed)
+    for position, name in enumerate(names):
         if time.monotonic() > report.until:
-            names = [left.name for left in listed[position:]]
-            report.leave_out(f"{len(names)} cases", f"the section's time is spent: {'; '.join(names)}")
+            left = names[position:]
+            report.leave_out(f"{len(left)} cases", f"the section's time is spent: {'; '.join(left)}")
             return
-        report.measure(case.name, lambda case=case: table.row(case))
+        report.measure(name, lambda case=listed[name]: table.row(case))
 
 
 def profile_best(report: Report, settings: Settings, machine: Machine) -> None:

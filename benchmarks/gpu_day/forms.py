@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,8 +59,9 @@ class Chunk:
     last: bool
 
 
+@lru_cache(maxsize=1)  # forms of one shape follow each other; the largest take seconds to draw
 def random_clips(clip: Clip, batch: int) -> list[np.ndarray]:
-    """Planes `T 3 H W` of `batch` clips, uint8."""
+    """Planes `T 3 H W` of `batch` clips, uint8. Not to be written to."""
     frames, height, width = clip
     rng = np.random.default_rng(0)
     made = [rng.integers(16, 236, (frames, 3, height, width), np.uint8) for _ in range(min(batch, DISTINCT))]
@@ -95,9 +97,10 @@ class DefinitionForm:
         self.encode: Callable[..., torch.Tensor] = encode
         if form != "plain":
             # All networks, dtypes and shapes share the code of `encode`; torch's own limit of 8 versions of it is an error here.
+            # Not dynamic: torch would compile the second shape for any shape, and rows would compare other code.
             torch._dynamo.config.recompile_limit = 64
             options = {"mode": "reduce-overhead"} if machine.cuda else {}
-            self.encode = torch.compile(encode, fullgraph=True, backend=settings.compiler, **options)
+            self.encode = torch.compile(encode, fullgraph=True, dynamic=False, backend=settings.compiler, **options)
 
     def launch(self, clips: Sequence[np.ndarray]) -> Callable[[], Any]:
         """Launches the encode of a batch; returns a function that waits for its latents."""

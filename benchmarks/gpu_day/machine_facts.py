@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu_day import forms
+from pipeline.encoder.compiling import missing_compiler
 from pipeline.encoder.staging import BatchCopy
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from benchmarks.gpu_day.settings import Settings
     from benchmarks.machine import Machine
 
-PACKAGES = ("torch", "triton", "numpy", "safetensors", "pydantic", "av", "pyarrow", "pytest")
+PACKAGES = ("torch", "triton", "numpy", "safetensors", "pydantic", "av", "pytest")
 COPIED_BYTES = 1 << 31  # of a copy on CUDA: many times the level-2 cache
 COPIED_BYTES_CPU = 1 << 24
 REPEATS = 5
@@ -49,6 +50,7 @@ def facts(machine: Machine) -> dict[str, Any]:
         "python": platform.python_version(),
         "kernel": platform.release(),
         "packages": {name: _version(name) for name in PACKAGES},
+        "lacks_for_compiling": missing_compiler(machine.device.type),
     }
     if machine.cuda:
         properties: Any = torch.cuda.get_device_properties(machine.device)

@@ -42,6 +42,7 @@ class Settings:
     dtypes: tuple[str, ...] = ("bfloat16", "float16", "float32")
     check_size: int = 64  # side of the frames of `lathe check`
     seconds: float = 0.7  # of timed steps, for one row
+    limit_s: float = 75  # of one measurement; compiling all steps of a case takes most of a minute
     compiler: str = "inductor"
     training: tuple[int, Clip] = (4, (17, 256, 256))  # clips, clip
     depthwise: tuple[int, ...] = (5, 512, 7, 32, 32)  # suspicion G1: B C t h w
@@ -65,6 +66,7 @@ REHEARSAL = Settings(
     dtypes=("bfloat16",),
     check_size=32,
     seconds=0.0,
+    limit_s=600,  # for a machine that is several times slower than usual
     compiler="eager",
     training=(1, (5, 32, 32)),
     depthwise=(1, 8, 3, 8, 8),

@@ -15,7 +15,6 @@ from pipeline.config import ModelConfig
 from pipeline.encoder import Encoder
 from pipeline.records import FrameChunk
 from tests.model.diffusers_networks import TINY
-from tests.tiny_corpus import TINY_NETWORK
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -37,8 +36,6 @@ CHUNK = 4  # frames of a chunk, and one more in a clip's first
 
 
 def config(network):
-    if network == "leanvae":
-        return ModelConfig(name=network, config=TINY_NETWORK, untrained=0)
     if network == "wan":
         return ModelConfig(name="diffusers", config=TINY["wan-2.1"], untrained=0)
     return ModelConfig(
