@@ -1,8 +1,8 @@
 """Layers of IV-VAE as published, under their published names (section 3 of the paper; group causal convolution: supplement 2.1).
 
-Videos have channels last, `B T H W C`: what convolutions of frames read fastest in 16 bits, and what norms and attention work along.
+Videos have channels last, `B T H W C`: convolutions of frames read them fastest in 16 bits, and norms and attention work along channels.
 "Width c" means channels of a branch: features have 2c channels, those of the key-frame (2-D) branch first, then those of the motion (3-D)
-branch. In 16 bits are convolutions and attention; norms and the residual stream stay float32.
+branch. Only convolutions and attention ever compute in 16 bits; norms and the residual stream stay float32.
 
 A step of a video (`model.history`) begins with frame 0 or with a group of frames; a whole video is one step.
 """
@@ -36,7 +36,7 @@ class NormGain(nn.Module):
 
 
 class ConvPair(nn.Module):
-    """2-D and 3-D convolution that both read every channel (group causal convolution; published as `Sep_Conv3d`), 3x3(x3) or 1x1(x1).
+    """2-D and 3-D convolution of all channels, 3x3(x3) or 1x1(x1): KTC unit with group causal convolution (published as `Sep_Conv3d`).
 
     A frame's 3-D output reads the frame before (frame 0 reads itself instead), itself, and the next frame of its group; `group` frames
     to a group after frame 0. `full_precision`: products stay in at least float32.
@@ -138,7 +138,7 @@ class BranchAttention(nn.Module):
         self.proj = nn.Conv2d(width, width, 1)
 
     def forward(self, x_BTHWC: torch.Tensor) -> torch.Tensor:
-        """`B T H W C` of one branch -> what is added to it."""
+        """`B T H W C` of one branch -> the same shape, without the residual sum."""
         normed = self.norm(x_BTHWC, halves=1)
         q, k, v = _per_frame(normed, self.to_qkv.weight, self.to_qkv.bias).flatten(2, 3).chunk(3, dim=-1)
         mixed = F.scaled_dot_product_attention(q, k, v)

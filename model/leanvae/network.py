@@ -139,7 +139,10 @@ class Decoder(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Channel compression: the sensing matrix phi, and K ISTA-Net+ iterations that recover features, with networks F and F~."""
+    """Channel compression: the sensing matrix phi, and K ISTA-Net+ iterations that recover features.
+
+    Of an iteration: step size `weights`, soft threshold `threshold`, networks F (`forward_l`) and F~ (`backward_l`).
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -156,7 +159,7 @@ class Bottleneck(nn.Module):
         return linear_without_autocast(features_BthwC, self.phi)
 
     def recover(self, latent_Bthwd: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
-        """`B t h w d` -> features `B t h w C`: for each step a gradient step on |phi r - z|^2, then a learned soft threshold."""
+        """`B t h w d` -> features `B t h w C`. An iteration is a gradient step on |phi r - z|^2, then r + F~(soft threshold of F(r))."""
         r = linear_without_autocast(latent_Bthwd, self.Q)
         steps = zip(self.weights, self.threshold, self.forward_l, self.backward_l, strict=True)
         for weight, threshold, analysis, synthesis in steps:
@@ -168,7 +171,7 @@ class Bottleneck(nn.Module):
 
 
 class Stack(nn.Module):
-    """ResNAF layers: a causal depthwise convolution, then a feed-forward, each added to its input; without `residual` NAF layers."""
+    """ResNAF layers: causal depthwise convolution, then feed-forward, each added to its input. NAF layers if `residual` is false."""
 
     recompute = False  # see `PublishedNetwork`
 

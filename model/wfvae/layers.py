@@ -1,7 +1,7 @@
 """Layers of WF-VAE and WFVAE2 as published, under their published names (WF-VAE section 3, arXiv 2411.17459).
 
-Videos `B C T H W`. Convolutions over frames are causal. In 16 bits (of weights, or under `torch.autocast`) are convolutions and attention;
-norms and the residual stream stay float32.
+Videos `B C T H W`. Convolutions over frames are causal. Convolutions and attention compute in 16 bits if weights have them or under
+`torch.autocast`; norms and the residual stream stay float32.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ class Upsample(nn.Module):
 
 
 def add_low(bands_BCTHW: torch.Tensor, image_BCTHW: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
-    """Adds the image of the level below to the low band (equation 2).
+    """Adds the image of the deeper level to the low band (equation 2).
 
     Between steps images wait for the bands, which are late by the frames that interpolation holds back.
     """

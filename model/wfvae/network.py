@@ -48,8 +48,8 @@ class Config:
 class Encoder(nn.Module):
     """Backbone of two levels, to which the energy flow adds the wavelet bands of each level.
 
-    Of the paper: W1, W2, W3 are `bands1`, `bands2`, `bands3` (in the code over frames, of each frame, over frames); an inflow block is a
-    `connect`.
+    W(1), W(2), W(3) of the paper are `bands1`, `bands2`, `bands3`: transforms over frames, of each frame (8x8x8: over frames), over frames.
+    Its inflow blocks are `connect_l1` and `connect_l2`.
     """
 
     def __init__(self, config: Config) -> None:
@@ -85,7 +85,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The encoder's mirror: channels of each level split off as the energy flow; its outflow block, `connect`, gives the level's bands."""
+    """The encoder's levels in reverse. At each the last channels are the energy flow: its outflow block, `connect`, predicts the bands."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class Decoder(nn.Module):
         self.inverse_wavelet_transform_out = Synthesis(over_time=True)
 
     def forward(self, latent_BCthw: torch.Tensor, history: History = WHOLE) -> tuple[torch.Tensor, Bands]:
-        """Video `B 3 T H W`, and the bands predicted at the second and third level, with what is added to them."""
+        """Video `B 3 T H W`, and the bands of the second (after `add_low`) and third level."""
         width = self.width
         h = run([self.conv_in, *self.mid], latent_BCthw, history)
         bands3 = run(self.connect_l2, h[:, width:], history)

@@ -60,7 +60,7 @@ class Config:
 
 
 class Down(nn.Module):
-    """Level of the encoder: blocks, half the size, then the bands of the level join."""
+    """Level of the encoder: residual blocks, downsampling, then the level's bands join (inflow)."""
 
     def __init__(self, level: Level, config: Config) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Down(nn.Module):
     def forward(
         self, x_BCTHW: torch.Tensor, bands_BCTHW: torch.Tensor, history: History
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features and the bands of the level above -> those of this level."""
+        """Features and bands of the level before, finer -> those of this level."""
         h = run([*self.res_block, self.down], x_BCTHW, history)
         bands = self.wavelet_transform(bands_BCTHW[:, :COLOURS], history)
         h = torch.cat([h, self.in_flow_conv(bands)], dim=1)
@@ -83,7 +83,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Level of the decoder: the bands of the level split off, then blocks and twice the size."""
+    """Level of the decoder: the level's bands split off (outflow), then residual blocks and upsampling."""
 
     def __init__(self, level: Level, config: Config) -> None:
         super().__init__()
@@ -107,8 +107,7 @@ class Up(nn.Module):
         bands = run(self.out_flow_conv, h[:, self.width :], history)
         if image_BCTHW is not None:
             bands = add_low(bands, image_BCTHW, history)
-        blocks = [*self.res_block, self.up, self.out_res_block]
-        h = run(blocks, h[:, : self.width], history)
+        h = run([*self.res_block, self.up, self.out_res_block], h[:, : self.width], history)
         return h, self.inverse_wavelet_transform(bands, history), bands
 
 
