@@ -20,11 +20,12 @@ import time
 import venv
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.loader_rates import OurReads, RawReads
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = [
@@ -36,10 +37,9 @@ SHARDS = 8
 PLAN_ROWS, PLAN_S, PLAN_MB = 10_000_000, 1.0, 100.0
 FIRST_FILES, FIRST_S = 100_000, 3.0
 OF_RAW, OF_BEST = 0.8, 2.0
-RAW_BLOCKS = (
-    6  # batches of memory that plain reads take in turn: as many as the loader (4 ahead, one in use, one between)
-)
 ROUNDS, SECONDS = 3, 1.5  # of each loader, in turn: what else the machine does then hits all of them
+PAIRS = 5  # of the loader and plain reads in a round; their ratio is the median of pairs, since the rate of memory changes within seconds
+BUSY_S = 0.005
 
 
 @dataclass(frozen=True)
@@ -93,75 +93,6 @@ def peak_mb() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1000
 
 
-def raw_rate(uri: str, batch: int, seconds: float, threads: int, *, cold: bool) -> float:
-    """Bytes a second of `preadv` of the same tensors in random order into memory that is used again; nothing else.
-
-    Each thread reads batches of its own. One epoch if `cold`.
-    """
-    from benchmarks.loader_peers import drop_pages
-    from pipeline.loader import LatentDataset
-
-    dataset = LatentDataset.open(uri)
-    items = []
-    for number in range(len(dataset.files)):
-        index = dataset.indexes.get(number)
-        descriptor = os.open(dataset.store.uri(dataset.files.value("key", number)), os.O_RDONLY)
-        items += [(descriptor, index.offset(row), index.length(row)) for row in range(len(index))]
-    random.Random(0).shuffle(items)
-    size = items[0][2]
-    memory = np.ones((threads, RAW_BLOCKS // threads, batch, size), np.uint8)
-
-    def read(thread: int) -> int:
-        total, mine = 0, items[thread::threads]
-        while True:
-            for number, at in enumerate(range(0, len(mine) - batch + 1, batch)):
-                place = memory[thread, number % len(memory[thread])]
-                for i in range(batch):
-                    descriptor, offset, length = mine[at + i]
-                    if os.preadv(descriptor, [place[i].data], offset) != length:
-                        raise RuntimeError("short read")
-                total += batch * size
-            if cold or time.perf_counter() - began > seconds:
-                return total
-
-    if cold:
-        drop_pages(uri)
-    began = time.perf_counter()
-    with ThreadPoolExecutor(threads) as pool:
-        total = sum(pool.map(read, range(threads)))
-    found = total / (time.perf_counter() - began)
-    for descriptor in {item[0] for item in items}:
-        os.close(descriptor)
-    return found
-
-
-def our_rate(uri: str, batch: int, seconds: float, *, cold: bool, storage: Any = None, **options: Any) -> float:
-    """Bytes a second of the loader: whole epochs, the first one warms up; one epoch if `cold`."""
-    from benchmarks.loader_peers import drop_pages
-    from pipeline.loader import LatentDataset, LatentLoader
-
-    dataset = LatentDataset.open(uri, storage=storage)
-    if cold:
-        for number in range(len(dataset.files)):
-            dataset.indexes.get(number)
-        drop_pages(uri)
-    loader = LatentLoader(dataset, batch=batch, **options)
-    steps = max(1, len(dataset) // batch)
-    batches = iter(loader)
-    if not cold:
-        for _ in islice(batches, steps):
-            pass
-    total, began = 0, time.perf_counter()
-    while True:
-        for item in islice(batches, steps):
-            total += item.latents.numel() * item.latents.element_size()
-        if cold or time.perf_counter() - began > seconds:
-            break
-    found = total / (time.perf_counter() - began)
-    loader.close()
-    return found
-
-
 def peer_rate(
     python: Path, name: str, folder: Path, size: Size, seconds: float, arguments: list[str]
 ) -> dict[str, Any]:
@@ -184,11 +115,37 @@ def in_child(function: str, *arguments: Any) -> dict[str, Any]:
 
 
 def measure_ours(uri: str, batch: int, seconds: float, cold: bool) -> dict[str, Any]:
-    """Rates of the loader and of plain reads by the better number of threads, and peak memory."""
-    ours = our_rate(uri, batch, seconds, cold=cold)
-    rss = peak_mb()
-    raw = max(raw_rate(uri, batch, seconds / 2, threads, cold=cold) for threads in (1, 2))
-    return {"ours": ours, "raw": raw, "rss_mb": rss}
+    """Rates of the loader and of plain reads by the better number of threads, in turn, and peak memory of the loader."""
+    ours = OurReads(uri, batch, cold=cold)
+    if cold:
+        from benchmarks.loader_peers import drop_pages
+
+        rates, rss, raw = [ours.rate(0)], peak_mb(), RawReads(uri, batch)
+        found = []
+        for threads in (1, 2):
+            drop_pages(uri)
+            found.append(raw.rate(0, threads))
+        return {"ours": rates, "raw": [max(found)], "rss_mb": rss}
+    ours.rate(seconds / PAIRS)
+    rss, raw = peak_mb(), RawReads(uri, batch)
+    rates = [
+        (ours.rate(seconds / PAIRS), max(raw.rate(seconds / PAIRS / 2, threads) for threads in (1, 2)))
+        for _ in range(PAIRS)
+    ]
+    return {"ours": [one for one, _ in rates], "raw": [one for _, one in rates], "rss_mb": rss}
+
+
+def busy(uri: str, batch: int, seconds: float) -> dict[str, float]:
+    """Milliseconds that a step of 5 ms of Python waits for a batch: reads of a batch in one system call, and one after another."""
+    from pipeline.loader import fetch
+
+    ours, together = OurReads(uri, batch, cold=False), fetch.read_together
+    waits: dict[str, list[float]] = {"together": [], "each": []}
+    for _ in range(PAIRS):
+        for name, call in (("together", together), ("each", lambda reads: [False] * len(reads))):
+            fetch.read_together = call
+            waits[name].append(1000 * ours.waited(seconds / PAIRS, BUSY_S))
+    return {name: float(np.median(found)) for name, found in waits.items()}
 
 
 def plan(rows: int) -> dict[str, Any]:
@@ -255,7 +212,6 @@ def first_batch(uri: str) -> dict[str, Any]:
 def on_s3(size: Size, seconds: float, folder: Path) -> None:
     """The loader against the store's own client with as many threads, from a server of this machine."""
     from pipeline.config import StorageConfig
-    from pipeline.loader import LatentDataset
     from tests.swift_server import SwiftServer
 
     (folder / "swift").mkdir()
@@ -272,8 +228,8 @@ def on_s3(size: Size, seconds: float, folder: Path) -> None:
         boto3.client("s3", endpoint_url=swift.endpoint).create_bucket(Bucket="bench")
         uri = f"s3://bench/{size.side}"
         write(uri, folder / "spool", size, "parquet", storage)
-        ours = our_rate(uri, size.batch, seconds, cold=False, storage=storage, threads=8)
-        dataset = LatentDataset.open(uri, storage=storage)
+        loader = OurReads(uri, size.batch, cold=False, storage=storage, threads=8)
+        ours, dataset = loader.rate(seconds), loader.dataset
         items = [
             (dataset.files.value("key", number), index.offset(row), index.length(row))
             for number in range(len(dataset.files))
@@ -310,18 +266,27 @@ def compare(size: Size, folder: Path, python: Path, seconds: float, *, quick: bo
                 arguments = ["--workers", *map(str, workers), *(["--cold"] * cold)]
                 rounds.append(peer_rate(python, name, place, size, seconds, arguments))
         report(size, "cold" if cold else "hot", ours, peers, bars=not cold and not quick)
+        if not cold:
+            waits = in_child("busy", str(place / "parquet"), size.batch, seconds)
+            shown = ", ".join(f"{name} {one:.1f} ms" for name, one in waits.items())
+            print(f"waited for a batch by a step of {1000 * BUSY_S:.0f} ms of Python, reads of a batch: {shown}")
+            print(f"RESULT {waits['together'] / waits['each']:.2f} of the wait with reads one by one, {size.name}")
 
 
 def report(
     size: Size, state: str, ours: list[dict[str, Any]], peers: dict[str, list[dict[str, Any]]], *, bars: bool
 ) -> None:
-    """Prints the medians of all rounds, and the ratios of these medians."""
-    lathe, raw = (float(np.median([one[key] for one in ours])) for key in ("ours", "raw"))
+    """Prints the medians of all rounds and their ratios; the ratio to plain reads is the median of pairs."""
+    pairs = np.array([pair for one in ours for pair in zip(one["ours"], one["raw"], strict=True)])
+    lathe, raw = np.median(pairs, axis=0).tolist()
+    of_raw = float(np.median(pairs[:, 0] / pairs[:, 1]))
     memory = max(one["rss_mb"] for one in ours)
     best = 0.0
     print(f"\n{size.name}, {state}: MB/s, RSS MB")
     print(f"  {'preadv':28s} {raw / 1e6:8.0f}")
-    print(f"  {'lathe':28s} {lathe / 1e6:8.0f} {memory:7.0f}  rounds {[round(one['ours'] / 1e6) for one in ours]}")
+    print(
+        f"  {'lathe':28s} {lathe / 1e6:8.0f} {memory:7.0f}  rounds {[round(float(np.median(one['ours'])) / 1e6) for one in ours]}"
+    )
     for name, rounds in peers.items():
         rate = float(np.median([one["rate"] for one in rounds]))
         best = max(best, rate)
@@ -335,7 +300,7 @@ def report(
         bar = f" >= {OF_BEST}" if bars else ""
         print(f"RESULT {lathe / best:.2f}{bar} loader against the best other, {size.name} {state}")
     bar = f" >= {OF_RAW}" if bars and size.name != "0.1 MB" else ""
-    print(f"RESULT {lathe / raw:.2f}{bar} loader of plain preadv, {size.name} {state}")
+    print(f"RESULT {of_raw:.2f}{bar} loader of plain preadv, {size.name} {state}")
     print(f"RESULT {memory:.0f} MB of the loader's process, {size.name} {state}", flush=True)
 
 

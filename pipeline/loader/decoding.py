@@ -12,7 +12,7 @@ from pipeline.format.stored import FIRST_FRAME
 from pipeline.records import LATENT_DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from pipeline.errors import InputError
     from pipeline.loader.fetch import Fetcher, Wanted
@@ -34,23 +34,26 @@ class Decoder:
             return index.length(row, tensor)
         return prod(index.shape(row, tensor)) * self._kind.itemsize
 
-    def prepare(self, wanted: Iterable[Wanted]) -> None:
-        """Lets `wanted` read the stored bytes; what their `view` was becomes `values`."""
+    def stored(self, wanted: Iterable[Wanted], values: Sequence[memoryview]) -> list[memoryview]:
+        """Memory for the stored bytes of `wanted`, by place; of images that of their values."""
+        found = list(values)
         for item in wanted:
             if item.tensor not in self._images:
-                item.values = item.view
-                item.view = np.empty(item.index.length(item.row, item.tensor), np.uint8).data
+                found[item.place] = np.empty(item.length, np.uint8).data
+        return found
 
-    def decode(self, item: Wanted, fetcher: Fetcher) -> InputError | None:
-        """Fills `values` from the bytes that were read; the error if they are not such a tensor."""
-        if item.values is None:
+    def decode(
+        self, item: Wanted, stored: Sequence[memoryview], values: Sequence[memoryview], fetcher: Fetcher
+    ) -> InputError | None:
+        """Fills the memory of the values from the bytes that were read; the error if they are not such a tensor."""
+        if item.tensor in self._images:
             return None
         shape = item.index.shape(item.row, item.tensor)
         try:
-            found = decoded(item.view, self._storage, shape)
+            found = decoded(stored[item.place], self._storage, shape)
         except ValueError as error:
             return fetcher.undecodable(item, error)
-        np.frombuffer(item.values, self._kind).reshape(shape)[...] = found
+        np.frombuffer(values[item.place], self._kind).reshape(shape)[...] = found
         return None
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import InputError, StorageUnavailable
 from pipeline.format.tensors import payload_hash
 from pipeline.loader.open_files import OpenFiles
+from pipeline.storage.range_reader import read_together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -32,23 +33,25 @@ TRIES, PAUSE_S = 3, 0.2
 
 @dataclass(slots=True, eq=False)
 class Wanted:
-    """One tensor and the memory for it: number `tensor` in the index of a row of a file. `slot`: its place in a batch; `values`: memory for
-    what is decoded from `view`, None where that is read as it is.
-    """
+    """One tensor, `length` bytes from `offset`: number `tensor` in the index of a row of a file. `place`: number of the memory for it."""
 
     file: int
     offset: int
-    view: memoryview
+    length: int
     index: FileIndex
     row: int
     tensor: int
-    slot: int = 0
-    values: memoryview | None = None
+    place: int
+
+    @classmethod
+    def of(cls, file: int, index: FileIndex, row: int, tensor: int, place: int) -> Wanted:
+        """What the index says of a tensor."""
+        return cls(file, index.offset(row, tensor), index.length(row, tensor), index, row, tensor, place)
 
     @property
     def stop(self) -> int:
         """Offset after the last byte."""
-        return self.offset + len(self.view)
+        return self.offset + self.length
 
 
 @dataclass(slots=True)
@@ -90,8 +93,10 @@ class Fetcher:
         self._gap = threading.local()
         self.retries = 0
 
-    def read(self, spans: Sequence[Span], stopped: Callable[[], bool] = lambda: False) -> list[Wanted]:
-        """Fills the memory of the members of all spans. Returns those that the file is too short for.
+    def read(
+        self, spans: Sequence[Span], memory: Sequence[memoryview], stopped: Callable[[], bool] = lambda: False
+    ) -> list[Wanted]:
+        """Fills the memory of the members of all spans, `memory` by place. Returns those that the file is too short for.
 
         Raises:
             StorageUnavailable: the store failed for too long; names file and range.
@@ -101,18 +106,20 @@ class Fetcher:
         cut = []
         for at in range(0, len(spans), OPEN_AT_ONCE):
             part = spans[at : at + OPEN_AT_ONCE]
-            # What Python does lies before the reads: each of them puts it out of the processor's cache, and lets other threads have the
-            # interpreter.
-            ready = [(self._reader(span.file), span, self._buffers(span)) for span in part]
-            for reader, span, buffers in ready:
+            if stopped():
+                raise CancelledError
+            reads = [(self._reader(span.file), span.start, self._buffers(span, memory)) for span in part]
+            for span, (reader, start, buffers), done in zip(part, reads, read_together(reads), strict=True):
+                if done:
+                    continue
                 if stopped():
                     raise CancelledError
                 try:
-                    done = reader.read_into(span.start, buffers)
+                    stop = start + reader.read_into(start, buffers)
                 except StorageUnavailable as error:
-                    done = self._tried_again(span, buffers, error)
-                if span.start + done < span.stop:
-                    cut += [item for item in span.members if item.stop > span.start + done]
+                    stop = start + self._tried_again(span, buffers, error)
+                if stop < span.stop:
+                    cut += [item for item in span.members if item.stop > stop]
         return cut
 
     def _tried_again(self, span: Span, buffers: list[memoryview], error: StorageUnavailable) -> int:
@@ -134,11 +141,11 @@ class Fetcher:
         """File and range as text."""
         return f"{self._store.uri(self._files.value('key', file))} bytes {offset} to {offset + length}"
 
-    def damage(self, item: Wanted) -> InputError | None:
-        """The error if the bytes that were read are not the recorded ones."""
-        if (found := payload_hash(item.view)) == (wanted := item.index.hash(item.row, item.tensor)):
+    def damage(self, item: Wanted, view: memoryview) -> InputError | None:
+        """The error if `view`, the bytes that were read, is not what is recorded."""
+        if (found := payload_hash(view)) == (wanted := item.index.hash(item.row, item.tensor)):
             return None
-        where = self.describe(item.file, item.offset, len(item.view))
+        where = self.describe(item.file, item.offset, item.length)
         return InputError(
             f"{where}: the latent of {item.index.text('id', item.row)} is damaged: its hash is {found}, expected {wanted}; "
             "`lathe verify` lists all damaged ones"
@@ -146,13 +153,13 @@ class Fetcher:
 
     def undecodable(self, item: Wanted, error: ValueError) -> InputError:
         """The error for bytes that are not a tensor as the file's metadata says."""
-        where = self.describe(item.file, item.offset, len(item.view))
+        where = self.describe(item.file, item.offset, item.length)
         name = item.index.text("id", item.row)
         return InputError(f"{where}: the latent of {name} is damaged: {error}; `lathe verify` lists all damaged ones")
 
     def cut(self, item: Wanted) -> InputError:
         """The error for a file that ends before the tensor does."""
-        where = self.describe(item.file, item.offset, len(item.view))
+        where = self.describe(item.file, item.offset, item.length)
         name = item.index.text("id", item.row)
         return InputError(f"{where}: the file ends before the latent of {name} does; see `lathe verify`")
 
@@ -160,15 +167,15 @@ class Fetcher:
         """Lets all files go; reads under way end first, later ones open the files again."""
         self._open.clear()
 
-    def _buffers(self, span: Span) -> list[memoryview]:
+    def _buffers(self, span: Span, memory: Sequence[memoryview]) -> list[memoryview]:
         """Memory of the members, and for what lies between them."""
         if len(span.members) == 1:
-            return [span.members[0].view]
+            return [memory[span.members[0].place]]
         found, at = [], span.start
         for item in span.members:
             if item.offset > at:
                 found.append(self._scratch()[: item.offset - at])
-            found.append(item.view)
+            found.append(memory[item.place])
             at = item.stop
         return found
 

@@ -83,19 +83,16 @@ def _read(dataset: LatentDataset, number: int, index: FileIndex, positions: list
         }
         for position in positions
     ]
-    wanted = [
-        Wanted(number, index.offset(position, which), bytes_of(found[name]), index, position, which)
-        for position, found in zip(positions, tensors, strict=True)
-        for name, which in kinds.items()
-    ]
-    if decoder is not None:
-        decoder.prepare(wanted)
-    if cut := dataset.fetcher.read(spans_of(wanted)):
+    values = [bytes_of(found[name]) for found in tensors for name in kinds]
+    places = enumerate((position, which) for position in positions for which in kinds.values())
+    wanted = [Wanted.of(number, index, position, which, place) for place, (position, which) in places]
+    stored = values if decoder is None else decoder.stored(wanted, values)
+    if cut := dataset.fetcher.read(spans_of(wanted), stored):
         raise dataset.fetcher.cut(cut[0])
     for item in wanted:
-        if (damage := dataset.fetcher.damage(item)) is not None:
+        if (damage := dataset.fetcher.damage(item, stored[item.place])) is not None:
             raise damage
-        if decoder is not None and (damage := decoder.decode(item, dataset.fetcher)) is not None:
+        if decoder is not None and (damage := decoder.decode(item, stored, values, dataset.fetcher)) is not None:
             raise damage
     return tensors
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from math import prod
+from operator import is_not
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from pipeline.loader.dataset import LatentDataset
     from pipeline.loader.order import GlobalBatch
     from pipeline.loader.packing import Sequence as Packed
-    from pipeline.loader.reading import BatchReader, Tensors
+    from pipeline.loader.reading import BatchReader, ReadPlan, Tensors
     from pipeline.loader.rules import Grid
     from pipeline.loader.sidecars import SidecarJoin
     from pipeline.loader.slots import Slot, SlotFinder
@@ -49,6 +50,7 @@ class Prepared:
     share: Share
     takedowns: Takedowns
     slots: list[Slot]
+    plan: ReadPlan
     facts: dict[str, Any] | None
 
 
@@ -98,7 +100,9 @@ class BatchMaker:
         rates = [self._rate(slot.file) for slot in slots]
         known = not self._columns and None not in rates
         facts = self._facts(slots, [{"fps": rate} for rate in rates], batch, share) if known else None
-        return Prepared(batch, share, takedowns, slots, facts)
+        apart = self._crop is not None
+        plan = self._reader.plan(slots, apart=apart, alike=not apart and isinstance(share, RowsOfBucket))
+        return Prepared(batch, share, takedowns, slots, plan, facts)
 
     def is_current(self, prepared: Prepared) -> bool:
         """Whether no takedown was applied since."""
@@ -108,15 +112,14 @@ class BatchMaker:
         """Reads what was prepared. Raises as `BatchReader.read`."""
         batch, share, slots = prepared.batch, prepared.share, prepared.slots.copy()
         facts, prepared.facts = prepared.facts, None  # the batch belongs to the caller, who may change it
-        packed, apart = not isinstance(share, RowsOfBucket), self._crop is not None
-        columns = (
-            None if facts else self._read_columns(slots)
-        )  # beside the tensors: over a network each takes a round trip
-        blocks = self._reader.read(slots, batch.epoch, apart=apart, alike=not packed and not apart)
+        packed = not isinstance(share, RowsOfBucket)
+        # Beside the tensors: over a network each takes a round trip.
+        columns = None if facts else self._read_columns(slots)
+        blocks = self._reader.read(slots, prepared.plan, batch.epoch)
         if taken_down := sum(slot.draws > 0 for slot in prepared.slots):
             self._stats.add(taken_down=taken_down)
         # A damaged row was replaced by another one.
-        replaced = any(slot is not before for slot, before in zip(slots, prepared.slots, strict=True))
+        replaced = any(map(is_not, slots, prepared.slots))
         if facts is None or replaced:
             list(columns or ())
             facts = self._facts(slots, [self._scalars(slot) for slot in slots], batch, share)

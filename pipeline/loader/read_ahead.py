@@ -6,7 +6,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.errors import ConfigError
@@ -52,6 +52,8 @@ class ReadAhead:
     def take(self, step: int, make: Callable[[int], Batch | None]) -> Batch | None:
         """The batch that `make` gives for a step, None after the end. Raises as `make`; the next call tries the step again.
 
+        Raises CancelledError if another thread stops it meanwhile.
+
         `make` is not kept: a loader that is dropped without `close` goes at once, with its memory and threads.
         """
         self.check()
@@ -62,6 +64,8 @@ class ReadAhead:
             self._submit(number, make)
         try:
             batch = self._ahead[0][1].result()
+            if self.stopped.is_set():
+                raise CancelledError
         except BaseException:
             self.clear()
             raise

@@ -6,7 +6,8 @@ imported with the first `s3://` root.
 
 - `local`, `local_listing`, `local_errors`: a folder
 - `s3`, `connection`, `patience`, `refusals`: S3 and servers with its API; clients; retries; what a failed request means
-- `stream`, `ranged_file`, `range_reader`: ordered read-ahead; an object as a seekable file; ranges into the caller's memory
+- `stream`, `ranged_file`: ordered read-ahead; an object as a seekable file
+- `range_reader`, `batched_reads`: ranges into the caller's memory; several of local files in one system call
 - `checkpoints`: model checkpoints in object storage
 """
 

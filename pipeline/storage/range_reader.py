@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+from pipeline.storage.batched_reads import BatchedReads, Read
 from pipeline.storage.local_errors import translated
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class LocalRangeReader(RangeReader):
     file that is opened, and the read would return bytes of that one.
     """
 
+    _batched: ClassVar[BatchedReads] = BatchedReads()
+
     def __init__(self, store: Store, key: str) -> None:
         super().__init__(store, key)
         self._path = store.uri(key)
@@ -65,6 +68,16 @@ class LocalRangeReader(RangeReader):
             with translated(self._path):
                 raise
         return done
+
+
+def read_together(reads: Sequence[tuple[RangeReader, int, Sequence[memoryview]]]) -> list[bool]:
+    """Readers with arguments of `read_into`. Which of them were read in full, those of local files at once; others need `read_into`."""
+    local = [
+        Read(reader._descriptor, start, buffers)
+        for reader, start, buffers in reads
+        if isinstance(reader, LocalRangeReader)
+    ]
+    return LocalRangeReader._batched.read(local) if len(local) == len(reads) else [False] * len(reads)
 
 
 def _after(buffers: Sequence[memoryview], done: int) -> list[memoryview]:

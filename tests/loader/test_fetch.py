@@ -12,12 +12,17 @@ import pytest
 from pipeline.errors import AccessError, NotFound
 from pipeline.loader import LatentDataset, LatentLoader, open_files, reading
 from pipeline.loader.fetch import GAP_BYTES, READ_BYTES, Fetcher, Wanted, spans_of
+from pipeline.storage.batched_reads import BatchedReads
 from pipeline.storage.range_reader import LocalRangeReader
 from tests.pipeline.latent_clips import local_store
 
 
 def wanted(*ranges):
-    return [Wanted(file, offset, memoryview(bytearray(length)), None, 0, 0) for file, offset, length in ranges]
+    return [Wanted(file, offset, length, None, 0, 0, place) for place, (file, offset, length) in enumerate(ranges)]
+
+
+def memory_of(items):
+    return [memoryview(bytearray(item.length)) for item in items]
 
 
 def test_tensors_near_each_other_are_read_together():
@@ -64,19 +69,21 @@ def test_every_tensor_gets_its_bytes_also_where_the_system_reads_less_than_asked
 
     monkeypatch.setattr(os, "preadv", short)
     items = wanted((0, 5, 1000), (0, 1005, 10), (0, 2000, 3), (0, 200_000, 90_000))
+    memory = memory_of(items)
     for span in spans_of(items):
-        assert fetcher.read([span]) == []
-    for item in items:
-        assert bytes(item.view) == data[item.offset : item.stop]
+        assert fetcher.read([span], memory) == []
+    for item, view in zip(items, memory, strict=True):
+        assert bytes(view) == data[item.offset : item.stop]
 
 
 def test_a_file_that_ends_too_early_says_which_tensors_are_cut(file):
     fetcher, data = file
-    (span,) = spans_of(wanted((0, 299_000, 500), (0, 299_600, 500), (0, 300_200, 5)))
-    assert [item.offset for item in fetcher.read([span])] == [299_600, 300_200]
-    assert bytes(span.members[0].view) == data[299_000:299_500]
+    items = wanted((0, 299_000, 500), (0, 299_600, 500), (0, 300_200, 5))
+    (span,), memory = spans_of(items), memory_of(items)
+    assert [item.offset for item in fetcher.read([span], memory)] == [299_600, 300_200]
+    assert bytes(memory[0]) == data[299_000:299_500]
     with pytest.raises(NotFound, match="gone does not exist"):
-        fetcher.read(spans_of(wanted((1, 0, 5))))
+        fetcher.read(spans_of(wanted((1, 0, 5))), memory)
 
 
 def test_errors_of_the_system_name_the_file(file, monkeypatch):
@@ -87,7 +94,7 @@ def test_errors_of_the_system_name_the_file(file, monkeypatch):
 
     monkeypatch.setattr(os, "preadv", refused)
     with pytest.raises(AccessError, match=r"/file cannot be read: Permission denied"):
-        fetcher.read(spans_of(wanted((0, 0, 5))))
+        fetcher.read(spans_of(wanted((0, 0, 5))), [memoryview(bytearray(5))])
 
 
 def test_few_files_stay_open(films, monkeypatch):
@@ -105,13 +112,17 @@ def test_few_files_stay_open(films, monkeypatch):
 
 @pytest.mark.parametrize(("slow", "verify"), [(False, "never"), (True, "never"), (False, "always")])
 def test_reads_from_memory_stay_in_one_thread_others_are_spread(films, monkeypatch, slow, verify):
-    threads, original = set(), LocalRangeReader.read_into
+    threads = set()
 
-    def read_into(self, start, buffers):
-        threads.add(threading.current_thread().name.rpartition("_")[0])
-        return original(self, start, buffers)
+    def named(original):
+        def read(*arguments):
+            threads.add(threading.current_thread().name.rpartition("_")[0])
+            return original(*arguments)
 
-    monkeypatch.setattr(LocalRangeReader, "read_into", read_into)
+        return read
+
+    monkeypatch.setattr(LocalRangeReader, "read_into", named(LocalRangeReader.read_into))
+    monkeypatch.setattr(BatchedReads, "read", named(BatchedReads.read))
     monkeypatch.setattr(reading, "DISK_TASK_BYTES", 1)
     monkeypatch.setattr(reading, "DISK_PACE", -1.0 if slow else 1e9)
     with LatentLoader(LatentDataset.open(films["parquet"].uri), batch=3, epochs=1, verify=verify) as loader:

@@ -16,6 +16,7 @@ from pipeline.loader import LatentDataset, LatentLoader, Pack, Prefix, TensorCac
 from pipeline.loader.captions import CaptionRule
 from pipeline.loader.fetch import TRIES
 from pipeline.loader.read_ahead import ReadAhead
+from pipeline.storage.batched_reads import BatchedReads
 from pipeline.storage.range_reader import LocalRangeReader
 from tests.loader.outputs import SHORT, WHOLE, clip_of, mixed_shards, write_output
 from tests.pipeline.latent_clips import values_of
@@ -127,7 +128,7 @@ def failing(monkeypatch):
     """Makes the next reads of local files fail; a list of errors to raise, one a read."""
     for other in list(ReadAhead._living):  # reads ahead of loaders that tests left behind would take the errors
         other.close()
-    errors, original = [], LocalRangeReader.read_into
+    errors, original, together = [], LocalRangeReader.read_into, BatchedReads.read
 
     def read_into(self, start, buffers):
         if errors:
@@ -135,6 +136,7 @@ def failing(monkeypatch):
         return original(self, start, buffers)
 
     monkeypatch.setattr(LocalRangeReader, "read_into", read_into)
+    monkeypatch.setattr(BatchedReads, "read", lambda *given: [False] * len(given[1]) if errors else together(*given))
     monkeypatch.setattr("pipeline.loader.fetch.PAUSE_S", 0.0)
     return errors
 

@@ -13,6 +13,7 @@ import pytest
 from pipeline.errors import AccessError
 from pipeline.loader import LatentDataset, LatentLoader
 from pipeline.loader.open_files import MOST, OpenFiles
+from pipeline.storage.batched_reads import BatchedReads
 from pipeline.storage.range_reader import LocalRangeReader
 from tests.loader.outputs import SHORT, clip_of, write_output
 from tests.pipeline.latent_clips import values_of
@@ -20,16 +21,20 @@ from tests.pipeline.latent_clips import values_of
 
 def test_closing_a_loader_or_a_dataset_leaves_the_reads_of_others_whole(films, tmp_path, monkeypatch):
     """A read goes on after its file was closed and another file got its number: it must not return bytes of that one."""
-    reading, may_read, original = threading.Event(), threading.Event(), LocalRangeReader.read_into
+    reading, may_read = threading.Event(), threading.Event()
 
-    def read_into(self, start, buffers):
-        reading.set()
-        assert may_read.wait(60)
-        return original(self, start, buffers)
+    def wait(original):
+        def read(*arguments):
+            reading.set()
+            assert may_read.wait(60)
+            return original(*arguments)
+
+        return read
 
     dataset = LatentDataset.open(films["parquet"].uri)
     training = LatentLoader(dataset, batch=3, threads=1, prefetch=1)
-    monkeypatch.setattr(LocalRangeReader, "read_into", read_into)
+    monkeypatch.setattr(LocalRangeReader, "read_into", wait(LocalRangeReader.read_into))
+    monkeypatch.setattr(BatchedReads, "read", wait(BatchedReads.read))
     batches = iter(training)
     found = []
     step = threading.Thread(target=lambda: found.append(next(batches)))
