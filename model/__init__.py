@@ -5,8 +5,8 @@ Importing this package loads no torch; `load`, `from_state_dict` and `identify` 
 
 - `interface`: `LatentSpec` and the `VideoVAE` protocol
 - `registry`, `family`, `wan_statistics`: names of networks and plain facts about them
-- `definition`: networks as published, with gradients; `reconstruction` (what they return), `layers` (what they share), `history` (what
-  causal layers keep between steps)
+- `definition`: networks as published, with gradients; `network` (their base), `reconstruction` (what they return), `layers` (what their
+  layers share), `history` (what causal layers keep between steps)
 - `identity`: what decides a network's latents
 - `checkpoint`: reads a checkpoint URI into tensors; `weights`: checks and hashes them, holds the weights that ship with Lathe
 - `stepped_vae`: runs definitions step by step, eagerly or compiled

@@ -40,8 +40,7 @@ def definition(
     module = importlib.import_module(f"model.{family}.network")
     device = torch.get_default_device()
     # No time for initial weights, and none of the caller's random numbers. Haar filters are made all the same: `to_empty` would erase them.
-    with torch.device("meta"):
-        made = module.Network(complete(name, config), recompute=recompute)
+    made = module.Network.empty(complete(name, config), recompute=recompute)
     made._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device))
     if weights is not None:
         made.load_state_dict(weights)

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -73,10 +74,10 @@ def _cast_products(layer: nn.Module, dtype: torch.dtype) -> None:
         _cast_products(part, dtype)
 
 
-def run(blocks: Iterable[nn.Module], x: torch.Tensor, *arguments: Any, recompute: bool) -> torch.Tensor:
-    """`block(x, ...)` of the blocks in turn; with `recompute` each keeps only its input and runs again in the backward pass."""
+def run(blocks: Iterable[nn.Module], x: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    """`block(x, ...)` of the blocks in turn, see `recomputed`; a block's attribute `recompute` decides (none: false)."""
     for block in blocks:
-        x = recomputed(recompute, block, x, *arguments)
+        x = recomputed(getattr(block, "recompute", False), block, x, *arguments)
     return x
 
 
@@ -85,6 +86,11 @@ def recomputed(recompute: bool, block: Callable[..., torch.Tensor], x: torch.Ten
     if recompute and torch.is_grad_enabled():
         return cast("torch.Tensor", checkpoint(block, x, *arguments, use_reentrant=False, preserve_rng_state=False))
     return block(x, *arguments)
+
+
+def activated(x: torch.Tensor, norm: nn.Module) -> torch.Tensor:
+    """Norm and SiLU in at least float32, run again in the backward pass: little work, much memory."""
+    return recomputed(True, lambda x: F.silu(without_autocast(norm, x)), x)
 
 
 def with_zero_gradient(x: torch.Tensor, layer: nn.Module) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """Layers of IV-VAE as published, under their published names (section 3 of the paper; group causal convolution: supplement 2.1).
 
-Videos have channels last, `B T H W C`: what convolutions of frames read fastest in 16 bits, and what norms and attention work along.
+Videos have channels last, `B T H W C`: convolutions of frames read them fastest in 16 bits, and norms and attention work along channels.
 "Width c" means channels of a branch: features have 2c channels, those of the key-frame (2-D) branch first, then those of the motion (3-D)
-branch. In 16 bits are convolutions and attention; norms and the residual stream stay float32.
+branch. Only convolutions and attention ever compute in 16 bits; norms and the residual stream stay float32.
 
 A step of a video (`model.history`) begins with frame 0 or with a group of frames; a whole video is one step.
 """
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.history import WHOLE, History
-from model.layers import at_least_float32, own_autocast, recomputed, with_zero_gradient
+from model.layers import activated, at_least_float32, own_autocast, with_zero_gradient
 
 DILATIONS = (1, 3, 6, 9, 12)  # of the 3x3 convolutions in the encoder's head, which follow a 1x1
 
@@ -36,7 +36,7 @@ class NormGain(nn.Module):
 
 
 class ConvPair(nn.Module):
-    """2-D and 3-D convolution that both read every channel (group causal convolution; published as `Sep_Conv3d`), 3x3(x3) or 1x1(x1).
+    """2-D and 3-D convolution of all channels, 3x3(x3) or 1x1(x1): KTC unit with group causal convolution (published as `Sep_Conv3d`).
 
     A frame's 3-D output reads the frame before (frame 0 reads itself instead), itself, and the next frame of its group; `group` frames
     to a group after frame 0. `full_precision`: products stay in at least float32.
@@ -55,12 +55,12 @@ class ConvPair(nn.Module):
 
         One convolution of each frame gives the 2-D output and the product of each tap of the 3-D kernel; products are summed over frames.
         """
-        flat, deep = self.conv_2d, self.conv_3d
-        weight, zeros = torch.cat([flat.weight, *deep.weight.unbind(2)]), torch.zeros_like(_bias(deep))
+        flat, deep = cast("Any", self.conv_2d), cast("Any", self.conv_3d)
+        weight, zeros = torch.cat([flat.weight, *deep.weight.unbind(2)]), torch.zeros_like(deep.bias)
         with own_autocast(self, x_BTHWC):
             if flat.kernel_size[0] == 1:
-                return _per_frame(x_BTHWC, weight, torch.cat([_bias(flat), _bias(deep)]))
-            y = _per_frame(x_BTHWC, weight, torch.cat([_bias(flat), zeros, _bias(deep), zeros]), padding=1)
+                return _per_frame(x_BTHWC, weight, torch.cat([flat.bias, deep.bias]))
+            y = _per_frame(x_BTHWC, weight, torch.cat([flat.bias, zeros, deep.bias, zeros]), padding=1)
         key, to_next, present, to_previous = y.split([flat.out_channels, *[deep.out_channels] * 3], dim=-1)
         motion = present + history.extend(to_next, 1, axis=1, start="first")[:, :-1]
         begins = begins_group(y.shape[1], self.group, history, y.device)
@@ -111,7 +111,7 @@ class _Residual(nn.Module):
 
 
 class Residual3d(_Residual):
-    """Residual block of pairs of convolutions; a 1x1 shortcut if the width changes."""
+    """Residual block of pairs of convolutions, of frames in groups of `group`; a 1x1 shortcut if the width changes."""
 
     def __init__(self, width_in: int, width_out: int, group: int) -> None:
         pairs = ConvPair(2 * width_in, width_out, 3, group), ConvPair(2 * width_out, width_out, 3, group)
@@ -138,7 +138,7 @@ class BranchAttention(nn.Module):
         self.proj = nn.Conv2d(width, width, 1)
 
     def forward(self, x_BTHWC: torch.Tensor) -> torch.Tensor:
-        """`B T H W C` of one branch -> what is added to it."""
+        """`B T H W C` of one branch -> the same shape, without the residual sum."""
         normed = self.norm(x_BTHWC, halves=1)
         q, k, v = _per_frame(normed, self.to_qkv.weight, self.to_qkv.bias).flatten(2, 3).chunk(3, dim=-1)
         mixed = F.scaled_dot_product_attention(q, k, v)
@@ -232,27 +232,16 @@ class PyramidHead(nn.Module):
         return cast("torch.Tensor", self.PAC_conv(torch.stack(outputs, dim=-2).flatten(-3)))
 
 
-def activated(x_BTHWC: torch.Tensor, norm: nn.Module) -> torch.Tensor:
-    """Norm and SiLU, run again in the backward pass: little work, much memory."""
-    return recomputed(True, lambda x: F.silu(norm(x)), x_BTHWC)
-
-
 def _per_frame(x_BTHWC: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, **geometry: Any) -> torch.Tensor:
     """2-D convolution of every frame, in the dtype of the weights."""
     frames = x_BTHWC.to(weight.dtype).flatten(0, 1).permute(0, 3, 1, 2)
     return F.conv2d(frames, weight, bias, **geometry).permute(0, 2, 3, 1).unflatten(0, x_BTHWC.shape[:2])
 
 
-def _halved(x_BTHWC: torch.Tensor, conv: nn.Module) -> torch.Tensor:
-    layer = cast("nn.Conv2d", conv)
-    return _per_frame(F.pad(x_BTHWC, (0, 0, 0, 1, 0, 1)), layer.weight, layer.bias, stride=2)
+def _halved(x_BTHWC: torch.Tensor, conv: Any) -> torch.Tensor:
+    return _per_frame(F.pad(x_BTHWC, (0, 0, 0, 1, 0, 1)), conv.weight, conv.bias, stride=2)
 
 
-def _doubled(x_BTHWC: torch.Tensor, conv: nn.Module) -> torch.Tensor:
-    layer = cast("nn.Conv2d", conv)
+def _doubled(x_BTHWC: torch.Tensor, conv: Any) -> torch.Tensor:
     larger = x_BTHWC.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    return _per_frame(larger, layer.weight, layer.bias, padding=1)
-
-
-def _bias(conv: nn.Module) -> torch.Tensor:
-    return cast("torch.Tensor", conv.bias)
+    return _per_frame(larger, conv.weight, conv.bias, padding=1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from model.ivvae.network import empty_network
+from model.ivvae.network import Network
 from model.ivvae.random_weights import random_weights
 from model.stepped_vae import SteppedVAE
 from model.weights import check_weights, fill
@@ -42,7 +42,7 @@ def check(spec: LatentSpec, config: dict[str, Any], weights: Mapping[str, torch.
     Raises:
         ValueError: keys or shapes of another configuration, or non-finite weights.
     """
-    return check_weights(empty_network(config), spec, config, weights)
+    return check_weights(Network.empty(config), spec, config, weights)
 
 
 def build(

@@ -8,32 +8,29 @@ Shape suffixes: B batch, C channels, T H W frames and pixels or wavelet coeffici
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import inputs
 from model.history import WHOLE, History
 from model.layers import COLOURS, for_weights, no_autocast, recomputed
 from model.leanvae import haar
 from model.leanvae.depthwise import causal_depthwise
 from model.leanvae.facts import PATCH_FRAMES
-from model.posterior import LOGVAR_RANGE, Posterior
-from model.reconstruction import Reconstruction
-from model.registry import complete, spec
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from model.network import Decoded, Encoded, Published, PublishedNetwork, from_published
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Published configuration. `patch`: side of a patch in wavelet coefficients, half of its side in pixels."""
+    """Published configuration. `embedding_dim`: channels of low and high tokens together, `l_dim + h_dim`. `patch`: side of a patch in
+    wavelet coefficients, half of its side in pixels.
+    """
 
     latent_dim: int
+    embedding_dim: int
     l_dim: int
     h_dim: int
     sep_num_layer: int
@@ -43,83 +40,42 @@ class Config:
     patch: int
 
     @classmethod
-    def of(cls, published: Mapping[str, Any]) -> Config:
-        """From a complete configuration in published keys, which `registry.spec` has checked."""
-        names = [item.name for item in fields(cls) if item.name != "patch"]
-        return cls(**{name: published[name] for name in names}, patch=published["patch_size"][1])
-
-    @property
-    def width(self) -> int:
-        """Channels of low and high tokens together."""
-        return self.l_dim + self.h_dim
+    def of(cls, published: Published) -> Config:
+        """From a complete published configuration."""
+        return from_published(cls, published, patch=published["patch_size"][1])
 
 
-class Network(nn.Module):
+class Network(PublishedNetwork):
     """LeanVAE. Under `torch.autocast` linear maps of NAF layers multiply in 16 bits; pixels, the residual stream, norms and latents
     stay float32.
-
-    Attributes:
-        config: complete published configuration. spec: LatentSpec. recompute: as given.
     """
 
-    def __init__(self, config: Mapping[str, Any], *, recompute: bool = False) -> None:
-        """Weights are PyTorch's initial ones, those of the bottleneck arbitrary; training draws its own. With `recompute` NAF layers keep
-        only their input and run again in the backward pass (saves memory).
+    family, last_weight = "leanvae", "decoder.video_high_proj.0.weight"
 
-        Raises:
-            ValueError: an impossible configuration.
-        """
-        super().__init__()
-        self.config = complete("leanvae", config)
-        self.spec = spec("leanvae", self.config)
-        made = Config.of(self.config)
-        self.latent_bottleneck = Bottleneck(made)
-        self.encoder = Encoder(made)
-        self.decoder = Decoder(made)
-        self.std_layer = nn.Linear(made.width, made.latent_dim)
-        self.recompute = recompute
-        for stack in self._stacks():
-            stack.recompute = recompute
+    def add_layers(self) -> None:
+        """Encoder, bottleneck and decoder; `std_layer` is the log-variance's counterpart of the sensing matrix phi."""
+        config = Config.of(self.config)
+        self.latent_bottleneck = Bottleneck(config)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.std_layer = FullPrecisionLinear(config.embedding_dim, config.latent_dim)
 
-    def _stacks(self) -> list[Stack]:
-        return [module for module in self.modules() if isinstance(module, Stack)]
+    def run_encoder(self, video_BCTHW: torch.Tensor, history: History) -> Encoded:
+        """`B 3 T H W` -> mean and log-variance `B d t h w`."""
+        features_BthwC = self.encoder(video_BCTHW, history)
+        mean, logvar = self.latent_bottleneck.compress(features_BthwC), self.std_layer(features_BthwC)
+        return Encoded(mean.permute(0, 4, 1, 2, 3), logvar.permute(0, 4, 1, 2, 3))
+
+    def run_decoder(self, latent_BCthw: torch.Tensor, history: History) -> Decoded:
+        """`B d t h w` -> `B 3 T H W`."""
+        features_BthwC = self.latent_bottleneck.recover(latent_BCthw.permute(0, 2, 3, 4, 1), history)
+        return Decoded(self.decoder(features_BthwC, history))
 
     def prepare(self, dtype: torch.dtype) -> None:
-        """Makes it ready for inference, in place: linear maps of NAF layers multiply in `dtype`."""
-        for stack in self._stacks():
-            stack.prepare(dtype)
-
-    def encode(self, video_BCTHW: torch.Tensor, history: History = WHOLE) -> Posterior:
-        """`B 3 T H W` -> mean and clamped log-variance `B d t h w`. Raises ValueError for a video that does not fit."""
-        inputs.check_video(video_BCTHW, self.spec, first=history.first)
-        features_BthwC = self.encoder(video_BCTHW.to(self.std_layer.weight.dtype), history)
-        mean = self.latent_bottleneck.compress(features_BthwC)
-        logvar = linear_without_autocast(features_BthwC, self.std_layer.weight, self.std_layer.bias).clamp(
-            *LOGVAR_RANGE
-        )
-        return Posterior(mean.permute(0, 4, 1, 2, 3), logvar.permute(0, 4, 1, 2, 3))
-
-    def decode(self, latent_BCthw: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
-        """`B d t h w` -> `B 3 T H W`, not clamped. Raises ValueError for a latent that does not fit."""
-        inputs.check_latent(latent_BCthw, self.spec)
-        latent_Bthwd = latent_BCthw.permute(0, 2, 3, 4, 1)
-        features_BthwC = self.latent_bottleneck.recover(latent_Bthwd, history)
-        return self.decoder(features_BthwC, history)
-
-    def forward(self, video_BCTHW: torch.Tensor, noise_BCthw: torch.Tensor | None = None) -> Reconstruction:
-        """A video -> its reconstruction, not clamped. The latent is mean + deviation * noise, or the mean without noise.
-
-        Every parameter takes part in every pass, also for one frame: data-parallel training needs a gradient of each.
-
-        Raises:
-            ValueError: a video that does not fit; noise of another shape than the latent.
-        """
-        posterior = self.encode(video_BCTHW)
-        return Reconstruction(self.decode(posterior.with_noise(noise_BCthw)), posterior)
-
-    def last_layer(self) -> nn.Parameter:
-        """Last weight before the video's pixels, where adaptive weights compare gradients."""
-        return cast("nn.Parameter", cast("Any", self.decoder.video_high_proj)[0].weight)
+        """Casts linear maps of NAF layers in place for inference in `dtype`."""
+        for module in self.modules():
+            if isinstance(module, Stack):
+                module.prepare(dtype)
 
 
 class Encoder(nn.Module):
@@ -130,10 +86,10 @@ class Encoder(nn.Module):
         self.patch = config.patch
         for name, (width, coefficients) in _projections(config).items():
             # The published module has a rearrangement without parameters at 0.
-            self.add_module(name, nn.Sequential(nn.Identity(), nn.Linear(coefficients, width)))
+            self.add_module(name, nn.Sequential(nn.Identity(), FullPrecisionLinear(coefficients, width)))
         self.low_layer = Stack(config.l_dim, config.sep_num_layer)
         self.high_layer = Stack(config.h_dim, config.sep_num_layer)
-        self.fusion_layer = Stack(config.width, config.fusion_num_layer)
+        self.fusion_layer = Stack(config.embedding_dim, config.fusion_num_layer)
 
     def forward(self, video_BCTHW: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
         """Features of all tokens; at a video's start row 0 is frame 0."""
@@ -142,18 +98,14 @@ class Encoder(nn.Module):
         if history.first:
             rows.insert(0, self._tokens(haar.analyse(image, haar.image_signs()), "image", 1))
         low, high = (torch.cat(parts, dim=1) for parts in zip(*rows, strict=True))
-        low, high = (
-            self.low_layer(low, history),
-            self.high_layer(high, history),
-        )
-        return self.fusion_layer(torch.cat([low, high], dim=-1), history)
+        separate = self.low_layer(low, history), self.high_layer(high, history)
+        return self.fusion_layer(torch.cat(separate, dim=-1), history)
 
     def _tokens(self, bands_BCTHW: torch.Tensor, kind: str, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Low and high tokens `B t h w C` of wavelet bands; the low band comes first, 3 channels a band."""
         bands = bands_BCTHW[:, :COLOURS], bands_BCTHW[:, COLOURS:]
         low, high = (patches_of(part, frames, self.patch) for part in bands)
-        layers = getattr(self, f"{kind}_low_proj"), getattr(self, f"{kind}_high_proj")
-        return project(low, layers[0]), project(high, layers[1])
+        return getattr(self, f"{kind}_low_proj")(low), getattr(self, f"{kind}_high_proj")(high)
 
 
 class Decoder(nn.Module):
@@ -163,10 +115,10 @@ class Decoder(nn.Module):
         super().__init__()
         self.patch, self.l_dim = config.patch, config.l_dim
         for name, (width, coefficients) in _projections(config).items():
-            self.add_module(name, nn.Sequential(nn.Linear(width, coefficients)))
+            self.add_module(name, nn.Sequential(FullPrecisionLinear(width, coefficients)))
         self.low_layer = Stack(config.l_dim, config.sep_num_layer)
         self.high_layer = Stack(config.h_dim, config.sep_num_layer)
-        self.fusion_layer = Stack(config.width, config.fusion_num_layer)
+        self.fusion_layer = Stack(config.embedding_dim, config.fusion_num_layer)
 
     def forward(self, features_BthwC: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
         """The video of all tokens."""
@@ -182,30 +134,32 @@ class Decoder(nn.Module):
 
     def _bands(self, low_BthwC: torch.Tensor, high_BthwC: torch.Tensor, kind: str, frames: int) -> torch.Tensor:
         """Wavelet bands of low and high tokens."""
-        layers = getattr(self, f"{kind}_low_proj"), getattr(self, f"{kind}_high_proj")
-        parts = project(low_BthwC, layers[0]), project(high_BthwC, layers[1])
+        parts = getattr(self, f"{kind}_low_proj")(low_BthwC), getattr(self, f"{kind}_high_proj")(high_BthwC)
         return torch.cat([bands_of(part, frames, self.patch) for part in parts], dim=1)
 
 
 class Bottleneck(nn.Module):
-    """Channel compression: the sensing matrix phi, and K ISTA-Net+ iterations that recover features, with networks F and F~."""
+    """Channel compression: the sensing matrix phi, and K ISTA-Net+ iterations that recover features.
+
+    Of an iteration: step size `weights`, soft threshold `threshold`, networks F (`forward_l`) and F~ (`backward_l`).
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         steps, layers = range(config.ista_iter_num), config.ista_layer_num
-        self.phi = nn.Parameter(torch.empty(config.latent_dim, config.width))
-        self.Q = nn.Parameter(torch.empty(config.width, config.latent_dim))
+        self.phi = nn.Parameter(torch.empty(config.latent_dim, config.embedding_dim))
+        self.Q = nn.Parameter(torch.empty(config.embedding_dim, config.latent_dim))
         self.weights = nn.ParameterList(nn.Parameter(torch.empty(())) for _ in steps)
         self.threshold = nn.ParameterList(nn.Parameter(torch.empty(1)) for _ in steps)
-        self.forward_l = nn.ModuleList(Stack(config.width, layers, residual=False) for _ in steps)
-        self.backward_l = nn.ModuleList(Stack(config.width, layers, residual=False) for _ in steps)
+        self.forward_l = nn.ModuleList(Stack(config.embedding_dim, layers, residual=False) for _ in steps)
+        self.backward_l = nn.ModuleList(Stack(config.embedding_dim, layers, residual=False) for _ in steps)
 
     def compress(self, features_BthwC: torch.Tensor) -> torch.Tensor:
         """`B t h w C` -> latents `B t h w d`."""
         return linear_without_autocast(features_BthwC, self.phi)
 
     def recover(self, latent_Bthwd: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
-        """`B t h w d` -> features `B t h w C`: for each step a gradient step on |phi r - z|^2, then a learned soft threshold."""
+        """`B t h w d` -> features `B t h w C`. An iteration is a gradient step on |phi r - z|^2, then r + F~(soft threshold of F(r))."""
         r = linear_without_autocast(latent_Bthwd, self.Q)
         steps = zip(self.weights, self.threshold, self.forward_l, self.backward_l, strict=True)
         for weight, threshold, analysis, synthesis in steps:
@@ -217,9 +171,9 @@ class Bottleneck(nn.Module):
 
 
 class Stack(nn.Module):
-    """ResNAF layers: a causal depthwise convolution, then a feed-forward, each added to its input; without `residual` NAF layers."""
+    """ResNAF layers: causal depthwise convolution, then feed-forward, each added to its input. NAF layers if `residual` is false."""
 
-    recompute = False  # see `Network`
+    recompute = False  # see `PublishedNetwork`
 
     def __init__(self, channels: int, layers: int, *, residual: bool = True) -> None:
         super().__init__()
@@ -281,16 +235,18 @@ def padded_geglu(widen: torch.Tensor, narrow: torch.Tensor) -> tuple[torch.Tenso
     return F.pad(widen.view(2, hidden, channels), (0, 0, 0, fill)).flatten(0, 1), F.pad(narrow, (0, fill))
 
 
+class FullPrecisionLinear(nn.Linear):
+    """Linear map without autocast, see `linear_without_autocast`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`... C` -> `... C'`."""
+        return linear_without_autocast(x, self.weight, self.bias)
+
+
 def linear_without_autocast(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Linear map without autocast: 8-bit pixels and latents would lose bits in bfloat16."""
     with no_autocast(x):
         return F.linear(x.to(weight.dtype), weight, bias)
-
-
-def project(x: torch.Tensor, projection: Any) -> torch.Tensor:
-    """Patches to tokens or back: the linear layer of a projection, see `linear_without_autocast`."""
-    layer = projection[-1]
-    return linear_without_autocast(x, layer.weight, layer.bias)
 
 
 def soft_threshold(x: torch.Tensor, threshold: torch.Tensor | float) -> torch.Tensor:
@@ -300,11 +256,8 @@ def soft_threshold(x: torch.Tensor, threshold: torch.Tensor | float) -> torch.Te
 
 def patches_of(bands_BCTHW: torch.Tensor, frames: int, side: int) -> torch.Tensor:
     """Coefficients -> patches `B t h w (C frames side side)`."""
-    x = (
-        bands_BCTHW.unflatten(4, (-1, side))
-        .unflatten(3, (-1, side))
-        .unflatten(2, (bands_BCTHW.shape[2] // frames, frames))
-    )
+    B, C, T, H, W = bands_BCTHW.shape
+    x = bands_BCTHW.reshape(B, C, T // frames, frames, H // side, side, W // side, side)
     return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
 
 
@@ -324,9 +277,3 @@ def _projections(config: Config) -> dict[str, tuple[int, int]]:
         "image_low_proj": (config.l_dim, image),
         "image_high_proj": (config.h_dim, 3 * image),
     }
-
-
-def empty_network(config: Mapping[str, Any]) -> Network:
-    """Network on the meta device: names and shapes without memory."""
-    with torch.device("meta"):
-        return Network(config)

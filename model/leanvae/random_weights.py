@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from model.leanvae.network import empty_network
+from model.leanvae.network import Network
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +20,7 @@ def random_weights(config: Mapping[str, Any], seed: int) -> dict[str, torch.Tens
     Scaled so that activations stay of order one. Their latents mean nothing.
     """
     return {
-        key: _random_tensor(key, tuple(meta.shape), seed) for key, meta in empty_network(config).state_dict().items()
+        key: _random_tensor(key, tuple(meta.shape), seed) for key, meta in Network.empty(config).state_dict().items()
     }
 
 

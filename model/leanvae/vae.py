@@ -8,7 +8,7 @@ from model import inputs, kernels
 from model.colour import rgb_map
 from model.leanvae.fast.pixels import FloatPixels, PlanePixels
 from model.leanvae.fast.runner import FusedRunner
-from model.leanvae.network import empty_network
+from model.leanvae.network import Network
 from model.leanvae.random_weights import random_weights
 from model.posterior import LOGVAR_RANGE, Posterior
 from model.stepped_vae import SteppedVAE
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from model.interface import LatentSpec
     from model.leanvae.fast.pixels import StepPixels
-    from model.leanvae.network import Network
     from model.state import CausalState
     from model.vae import Pixels
     from model.weights import CheckedWeights, WeightsSha256
@@ -137,7 +136,7 @@ def check(spec: LatentSpec, config: dict[str, Any], weights: Mapping[str, torch.
     Raises:
         ValueError: keys or shapes of another configuration, or non-finite weights.
     """
-    return check_weights(empty_network(config), spec, config, weights)
+    return check_weights(Network.empty(config), spec, config, weights)
 
 
 def build(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from model.ivvae.network import empty_network
+from model.ivvae.network import Network
 from model.registry import complete, spec
 from model.weights import check_keys
 
@@ -119,7 +119,7 @@ def _video_keys(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The video VAE's parameters by key, on the meta device. Raises ValueError for an impossible configuration."""
     full = complete("ivvae", config)
     spec("ivvae", full)
-    return empty_network(full).state_dict()
+    return Network.empty(full).state_dict()
 
 
 def _half(tensor: torch.Tensor, key: str, half: int) -> torch.Tensor:

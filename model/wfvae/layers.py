@@ -1,11 +1,12 @@
 """Layers of WF-VAE and WFVAE2 as published, under their published names (WF-VAE section 3, arXiv 2411.17459).
 
-Videos `B C T H W`. Convolutions over frames are causal. In 16 bits (of weights, or under `torch.autocast`) are convolutions and attention;
-norms and the residual stream stay float32.
+Videos `B C T H W`. Convolutions over frames are causal. Convolutions and attention compute in 16 bits if weights have them or under
+`torch.autocast`; norms and the residual stream stay float32.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.history import WHOLE, History
-from model.layers import COLOURS, at_least_float32, own_autocast, per_frame, recomputed, without_autocast
+from model.layers import COLOURS, activated, at_least_float32, own_autocast, per_frame, without_autocast
 from model.wfvae.facts import GROUPS
 from model.wfvae.wavelets import repeat_first
 
@@ -52,11 +53,6 @@ class GroupNorm(nn.GroupNorm):
 def normaliser(kind: str, channels: int, *, each_frame: bool = False) -> nn.Module:
     """Norm of kind `layernorm` or `groupnorm`."""
     return LayerNorm(channels) if kind == "layernorm" else GroupNorm(channels, each_frame=each_frame)
-
-
-def activated(x_BCTHW: torch.Tensor, norm: nn.Module) -> torch.Tensor:
-    """Norm and SiLU in at least float32, run again in the backward pass: little work, much memory."""
-    return recomputed(True, lambda x: F.silu(without_autocast(norm, x)), x_BCTHW)
 
 
 class CausalConv3d(nn.Module):
@@ -142,6 +138,21 @@ class Attention(nn.Module):
         return x.reshape(-1, x_BCTHW.shape[1], x_BCTHW.shape[3] * x_BCTHW.shape[4]).transpose(1, 2)[:, None]
 
 
+def middle(
+    kinds: tuple[str, ...], norm: str, channels: int, *, before: int | None = None, after: int | None = None
+) -> nn.Sequential:
+    """Middle blocks of published kinds, `channels` wide; `before` and `after`: input and output widths where they differ."""
+    widths = [before or channels, *[channels] * (len(kinds) - 1), after or channels]
+    return nn.Sequential(
+        *(
+            Residual(width_in, width_out, norm)
+            if kind == "ResnetBlock3D"
+            else Attention(width_out, norm, mixes_frames=kind == "AttnBlock3D")
+            for kind, (width_in, width_out) in zip(kinds, pairwise(widths), strict=True)
+        )
+    )
+
+
 class Downsample(nn.Module):
     """Half the size: zeros at the right and bottom edge, stride 2 in space; `over_time`: in time too."""
 
@@ -191,7 +202,7 @@ class Upsample(nn.Module):
 
 
 def add_low(bands_BCTHW: torch.Tensor, image_BCTHW: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
-    """Adds the image of the level below to the low band (equation 2).
+    """Adds the image of the deeper level to the low band (equation 2).
 
     Between steps images wait for the bands, which are late by the frames that interpolation holds back.
     """

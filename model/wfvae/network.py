@@ -6,41 +6,24 @@ have their published names. A video may come in steps, with a `History` of each.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from model import inputs
 from model.history import WHOLE, History
-from model.layers import COLOURS, run, set_products
-from model.posterior import LOGVAR_RANGE, Posterior
-from model.reconstruction import Coefficients, Reconstruction
-from model.registry import complete, spec
+from model.layers import COLOURS, activated, run
+from model.network import Bands, Decoded, Encoded, Published, PublishedNetwork, from_published
 from model.wfvae.facts import time_stride
-from model.wfvae.layers import (
-    Attention,
-    CausalConv3d,
-    Downsample,
-    FrameConv,
-    Residual,
-    Upsample,
-    activated,
-    add_low,
-    normaliser,
-)
+from model.wfvae.layers import CausalConv3d, Downsample, FrameConv, Residual, Upsample, add_low, middle, normaliser
 from model.wfvae.wavelets import Analysis, Synthesis
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-Bands = tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Published configuration. `time8x`: stride 8 in time, whose first resampling and second wavelet level are over frames too."""
+    """Published configuration. `time8x`: stride 8 in time, whose first resampling and second wavelet level are over frames too.
+    `mid_layers_type`: kinds of the middle blocks, as WFVAE2 publishes them.
+    """
 
     latent_dim: int
     base_channels: int
@@ -50,33 +33,23 @@ class Config:
     decoder_num_resblocks: int
     connect_res_layer_num: int
     norm_type: str
-    use_attention: bool
-    attention_type: str
     t_interpolation: str
+    mid_layers_type: tuple[str, ...]
     time8x: bool
 
     @classmethod
-    def of(cls, published: Mapping[str, Any]) -> Config:
-        """From a complete configuration in published keys, which `registry.spec` has checked."""
-        names = [item.name for item in fields(cls) if item.name != "time8x"]
-        return cls(**{name: published[name] for name in names}, time8x=time_stride(published) == 8)
-
-    def middle(self, channels: int, before: int, after: int) -> nn.Sequential:
-        """Residual block, attention if there is one, residual block; `before` and `after` are the input and output widths."""
-        mixes_frames = self.attention_type == "AttnBlock3D"
-        attention = [Attention(channels, self.norm_type, mixes_frames=mixes_frames)] if self.use_attention else []
-        return nn.Sequential(
-            Residual(before, channels, self.norm_type),
-            *attention,
-            Residual(channels, after, self.norm_type),
-        )
+    def of(cls, published: Published) -> Config:
+        """From a complete published configuration."""
+        attention = [published["attention_type"]] if published["use_attention"] else []
+        middle_kinds = ("ResnetBlock3D", *attention, "ResnetBlock3D")
+        return from_published(cls, published, mid_layers_type=middle_kinds, time8x=time_stride(published) == 8)
 
 
 class Encoder(nn.Module):
     """Backbone of two levels, to which the energy flow adds the wavelet bands of each level.
 
-    Of the paper: W1, W2, W3 are `bands1`, `bands2`, `bands3` (in the code over frames, of each frame, over frames); an inflow block is a
-    `connect`.
+    W(1), W(2), W(3) of the paper are `bands1`, `bands2`, `bands3`: transforms over frames, of each frame (8x8x8: over frames), over frames.
+    Its inflow blocks are `connect_l1` and `connect_l2`.
     """
 
     def __init__(self, config: Config) -> None:
@@ -96,25 +69,23 @@ class Encoder(nn.Module):
             FrameConv(c + e, 2 * c), *(Residual(2 * c, 2 * c, norm) for _ in blocks), Downsample(2 * c, over_time=True)
         )
         self.connect_l2 = FrameConv(24, e, full_precision=True)
-        self.mid = config.middle(4 * c, 2 * c + e, 4 * c)
+        self.mid = middle(config.mid_layers_type, norm, 4 * c, before=2 * c + e)
         self.norm_out = normaliser(norm, 4 * c)
         self.conv_out = CausalConv3d(4 * c, 2 * config.latent_dim, full_precision=True)
 
-    def forward(
-        self, video_BCTHW: torch.Tensor, history: History = WHOLE, *, recompute: bool = False
-    ) -> tuple[torch.Tensor, Bands]:
+    def forward(self, video_BCTHW: torch.Tensor, history: History = WHOLE) -> tuple[torch.Tensor, Bands]:
         """Mean and log-variance as channels `B 2d t h w`, and the bands that the energy flow reads at the second and third level."""
         bands1 = self.wavelet_transform_in(video_BCTHW, history)
         bands2 = self.wavelet_transform_l1(bands1[:, :COLOURS], history)
         bands3 = self.wavelet_transform_l2(bands2[:, :COLOURS], history)
-        h = run(self.down1, bands1, history, recompute=recompute)
-        h = run(self.down2, torch.cat([h, self.connect_l1(bands2)], dim=1), history, recompute=recompute)
-        h = run(self.mid, torch.cat([h, self.connect_l2(bands3)], dim=1), history, recompute=recompute)
+        h = run(self.down1, bands1, history)
+        h = run(self.down2, torch.cat([h, self.connect_l1(bands2)], dim=1), history)
+        h = run(self.mid, torch.cat([h, self.connect_l2(bands3)], dim=1), history)
         return self.conv_out(activated(h, self.norm_out), history), (bands2, bands3)
 
 
 class Decoder(nn.Module):
-    """The encoder's mirror: channels of each level split off as the energy flow; its outflow block, `connect`, gives the level's bands."""
+    """The encoder's levels in reverse. At each the last channels are the energy flow: its outflow block, `connect`, predicts the bands."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -123,7 +94,7 @@ class Decoder(nn.Module):
         flow = range(config.connect_res_layer_num)
         self.width = 4 * c
         self.conv_in = CausalConv3d(config.latent_dim, 4 * c, full_precision=True)
-        self.mid = config.middle(4 * c, 4 * c, 4 * c + e)
+        self.mid = middle(config.mid_layers_type, norm, 4 * c, after=4 * c + e)
         self.connect_l2 = nn.Sequential(*(Residual(e, e, norm) for _ in flow), FrameConv(e, 24, full_precision=True))
         self.inverse_wavelet_transform_l2 = Synthesis(over_time=True)
         self.up2 = nn.Sequential(
@@ -145,92 +116,39 @@ class Decoder(nn.Module):
         self.conv_out = FrameConv(c, 24, full_precision=True)
         self.inverse_wavelet_transform_out = Synthesis(over_time=True)
 
-    def forward(
-        self, latent_BCthw: torch.Tensor, history: History = WHOLE, *, recompute: bool = False
-    ) -> tuple[torch.Tensor, Bands]:
-        """Video `B 3 T H W`, and the bands predicted at the second and third level, with what is added to them."""
+    def forward(self, latent_BCthw: torch.Tensor, history: History = WHOLE) -> tuple[torch.Tensor, Bands]:
+        """Video `B 3 T H W`, and the bands of the second (after `add_low`) and third level."""
         width = self.width
-        h = run([self.conv_in, *self.mid], latent_BCthw, history, recompute=recompute)
-        bands3 = run(self.connect_l2, h[:, width:], history, recompute=recompute)
-        h = run(self.up2, h[:, :width], history, recompute=recompute)
-        bands2 = run(self.connect_l1, h[:, width:], history, recompute=recompute)
+        h = run([self.conv_in, *self.mid], latent_BCthw, history)
+        bands3 = run(self.connect_l2, h[:, width:], history)
+        h = run(self.up2, h[:, :width], history)
+        bands2 = run(self.connect_l1, h[:, width:], history)
         bands2 = add_low(bands2, self.inverse_wavelet_transform_l2(bands3, history), history)
-        h = run([*self.up1, *self.layer], h[:, :width], history, recompute=recompute)
+        h = run([*self.up1, *self.layer], h[:, :width], history)
         bands1 = self.conv_out(activated(h, self.norm_out))
         bands1 = add_low(bands1, self.inverse_wavelet_transform_l1(bands2, history), history)
         return self.inverse_wavelet_transform_out(bands1, history), (bands2, bands3)
 
 
-class Network(nn.Module):
+class Network(PublishedNetwork):
     """WF-VAE. Under `torch.autocast` Haar transforms, the first and last convolutions, latents and bands stay float32 (on CUDA: in the
     precision of float32 products that PyTorch is set to).
-
-    Attributes:
-        config: complete published configuration. spec: LatentSpec. recompute: blocks keep only their input and run again in the backward
-            pass (saves memory).
     """
 
-    family = "wfvae"
+    family, last_weight = "wfvae", "decoder.conv_out.weight"
 
-    def __init__(self, config: Mapping[str, Any], *, recompute: bool = False) -> None:
-        """Weights are PyTorch's initial ones.
+    def add_layers(self) -> None:
+        """Encoder and decoder."""
+        config = Config.of(self.config)
+        self.encoder: nn.Module = Encoder(config)
+        self.decoder: nn.Module = Decoder(config)
 
-        Raises:
-            ValueError: an impossible configuration.
-        """
-        super().__init__()
-        self.config = complete(self.family, config)
-        self.spec = spec(self.family, self.config)
-        self.recompute = recompute
-        self.encoder, self.decoder = self.coders()
-
-    def coders(self) -> tuple[nn.Module, nn.Module]:
-        """Encoder and decoder of the configuration."""
-        made = Config.of(self.config)
-        return Encoder(made), Decoder(made)
-
-    def encode(self, video_BCTHW: torch.Tensor, history: History = WHOLE) -> Posterior:
-        """`B 3 T H W` -> mean and clamped log-variance `B d t h w`. Raises ValueError for a video that does not fit."""
-        return self._encoded(video_BCTHW, history)[0]
-
-    def decode(self, latent_BCthw: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
-        """`B d t h w` -> `B 3 T H W`, not clamped; steps before the last may hold frames back. Raises ValueError for a latent that does
-        not fit.
-        """
-        return self._decoded(latent_BCthw, history)[0]
-
-    def forward(self, video_BCTHW: torch.Tensor, noise_BCthw: torch.Tensor | None = None) -> Reconstruction:
-        """A video -> its reconstruction, not clamped, with the bands of the WL loss. The latent is mean + deviation * noise, or the mean
-        without noise.
-
-        Raises:
-            ValueError: a video that does not fit; noise of another shape than the latent.
-        """
-        posterior, encoded = self._encoded(video_BCTHW)
-        video, decoded = self._decoded(posterior.with_noise(noise_BCthw))
-        return Reconstruction(video, posterior, Coefficients(encoded, decoded))
-
-    def prepare(self, dtype: torch.dtype) -> None:
-        """Casts the weights for inference with large products in `dtype`."""
-        set_products(self, dtype)
-
-    def last_layer(self) -> nn.Parameter:
-        """Kernel of the finest bands, where adaptive weights compare gradients."""
-        return cast("nn.Parameter", cast("Any", self.decoder).conv_out.weight)
-
-    def _encoded(self, video_BCTHW: torch.Tensor, history: History = WHOLE) -> tuple[Posterior, Bands]:
-        inputs.check_video(video_BCTHW, self.spec, first=history.first)
-        heads, bands = self.encoder(video_BCTHW.to(self.last_layer().dtype), history, recompute=self.recompute)
+    def run_encoder(self, video_BCTHW: torch.Tensor, history: History) -> Encoded:
+        """`B 3 T H W` -> mean and log-variance `B d t h w`, and the encoder's bands."""
+        heads, bands = self.encoder(video_BCTHW, history)
         mean, logvar = heads.chunk(2, dim=1)
-        return Posterior(mean, logvar.clamp(*LOGVAR_RANGE)), bands
+        return Encoded(mean, logvar, bands)
 
-    def _decoded(self, latent_BCthw: torch.Tensor, history: History = WHOLE) -> tuple[torch.Tensor, Bands]:
-        inputs.check_latent(latent_BCthw, self.spec)
-        video, bands = self.decoder(latent_BCthw.to(self.last_layer().dtype), history, recompute=self.recompute)
-        return video, bands
-
-
-def empty_network(config: Mapping[str, Any]) -> Network:
-    """Network on the meta device: names and shapes without memory."""
-    with torch.device("meta"):
-        return Network(config)
+    def run_decoder(self, latent_BCthw: torch.Tensor, history: History) -> Decoded:
+        """`B d t h w` -> `B 3 T H W`, and the decoder's bands."""
+        return Decoded(*self.decoder(latent_BCthw, history))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from model.wfvae.network import empty_network
+from model.wfvae.network import Network
 from model.wfvae.wavelets import default_filter
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def random_weights(config: Mapping[str, Any], seed: int) -> dict[str, torch.Tens
 
     Scaled so that activations stay of order one; Haar filters are the real ones. Latents of random weights are meaningless.
     """
-    return random_tensors(empty_network(config), seed)
+    return random_tensors(Network.empty(config), seed)
 
 
 def random_tensors(network: nn.Module, seed: int) -> dict[str, torch.Tensor]:

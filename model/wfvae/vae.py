@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.stepped_vae import SteppedVAE
 from model.weights import check_weights, fill
-from model.wfvae.network import empty_network
+from model.wfvae.network import Network
 from model.wfvae.random_weights import random_weights, with_filters
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def check(spec: LatentSpec, config: dict[str, Any], weights: Mapping[str, torch.
     Raises:
         ValueError: keys or shapes of another configuration, or non-finite weights.
     """
-    network = empty_network(config)
+    network = Network.empty(config)
     return check_weights(network, spec, config, with_filters(network.state_dict(), weights))
 
 

@@ -5,33 +5,21 @@ Video `B 3 T H W` in [-1, 1] -> posterior `B d t h w` -> video. Modules and para
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from model.history import WHOLE, History
-from model.layers import COLOURS, run, without_autocast
-from model.wfvae.layers import (
-    Attention,
-    CausalConv3d,
-    Downsample,
-    FrameConv,
-    Residual,
-    Upsample,
-    activated,
-    add_low,
-    normaliser,
-)
-from model.wfvae.network import Bands
+from model.layers import COLOURS, activated, run, without_autocast
+from model.network import Bands, Published, from_published
+from model.wfvae.layers import CausalConv3d, Downsample, FrameConv, Residual, Upsample, add_low, middle, normaliser
 from model.wfvae.network import Network as WFVAENetwork
 from model.wfvae.wavelets import Analysis, Synthesis
 from model.wfvae2.facts import decoder_widths
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +30,6 @@ class Level:
     after: int
     over_time: bool
     blocks_over_time: bool
-
-    @property
-    def bands(self) -> int:
-        """Channels of the wavelet bands."""
-        return COLOURS * (8 if self.over_time else 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,80 +48,66 @@ class Config:
     up: tuple[Level, ...]
 
     @classmethod
-    def of(cls, published: Mapping[str, Any]) -> Config:
-        """From a complete configuration in published keys, which `registry.spec` has checked."""
+    def of(cls, published: Published) -> Config:
+        """From a complete published configuration."""
         kinds = list(zip(published["layer_type"], published["layer_res_type"], strict=True))
-        names = [item.name for item in fields(cls) if item.name not in ("down", "up")]
-        return cls(
-            **{name: published[name] for name in names},
+        return from_published(
+            cls,
+            published,
             down=_levels(published["base_channels"], kinds),
             up=_levels(decoder_widths(published)[::-1], kinds[::-1]),
         )
 
-    def middle(self, channels: int) -> nn.Sequential:
-        """Configured blocks at the deepest width."""
-        return nn.Sequential(
-            *(
-                Residual(channels, channels, self.norm_type)
-                if kind == "ResnetBlock3D"
-                else Attention(channels, self.norm_type, mixes_frames=kind == "AttnBlock3D")
-                for kind in self.mid_layers_type
-            )
-        )
-
 
 class Down(nn.Module):
-    """Level of the encoder: blocks, half the size, then the bands of the level join."""
+    """Level of the encoder: residual blocks, downsampling, then the level's bands join (inflow)."""
 
     def __init__(self, level: Level, config: Config) -> None:
         super().__init__()
-        c, e, norm = level.before, config.encoder_energy_flow_size, config.norm_type
-        self.res_block = nn.ModuleList(
-            Residual(c, c, norm, over_time=level.blocks_over_time) for _ in range(config.encoder_num_resblocks - 1)
-        )
+        c, e = level.before, config.encoder_energy_flow_size
+        residual = partial(Residual, norm=config.norm_type, over_time=level.blocks_over_time)
+        self.res_block = nn.ModuleList(residual(c, c) for _ in range(config.encoder_num_resblocks - 1))
         self.down = Downsample(c, over_time=level.over_time)
         self.wavelet_transform = Analysis(over_time=level.over_time)
-        self.in_flow_conv = FrameConv(level.bands, e, full_precision=True)
-        self.out_res_block = Residual(c + e, level.after, norm, over_time=level.blocks_over_time)
+        self.in_flow_conv = FrameConv(24 if level.over_time else 12, e, full_precision=True)
+        self.out_res_block = residual(c + e, level.after)
 
     def forward(
-        self, x_BCTHW: torch.Tensor, bands_BCTHW: torch.Tensor, history: History, recompute: bool
+        self, x_BCTHW: torch.Tensor, bands_BCTHW: torch.Tensor, history: History
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features and the bands of the level above -> those of this level."""
-        h = run([*self.res_block, self.down], x_BCTHW, history, recompute=recompute)
+        """Features and bands of the level before, finer -> those of this level."""
+        h = run([*self.res_block, self.down], x_BCTHW, history)
         bands = self.wavelet_transform(bands_BCTHW[:, :COLOURS], history)
         h = torch.cat([h, self.in_flow_conv(bands)], dim=1)
-        return run([self.out_res_block], h, history, recompute=recompute), bands
+        return run([self.out_res_block], h, history), bands
 
 
 class Up(nn.Module):
-    """Level of the decoder: the bands of the level split off, then blocks and twice the size."""
+    """Level of the decoder: the level's bands split off (outflow), then residual blocks and upsampling."""
 
     def __init__(self, level: Level, config: Config) -> None:
         super().__init__()
-        c, e, norm = level.before, config.decoder_energy_flow_size, config.norm_type
+        c, e = level.before, config.decoder_energy_flow_size
+        residual = partial(Residual, norm=config.norm_type, over_time=level.blocks_over_time)
         self.width = c
-        self.branch_conv = Residual(c, c + e, norm, over_time=level.blocks_over_time)
+        self.branch_conv = residual(c, c + e)
         self.out_flow_conv = nn.Sequential(
-            Residual(e, e, norm, over_time=level.blocks_over_time), FrameConv(e, level.bands, full_precision=True)
+            residual(e, e), FrameConv(e, 24 if level.over_time else 12, full_precision=True)
         )
         self.inverse_wavelet_transform = Synthesis(over_time=level.over_time)
-        self.res_block = nn.ModuleList(
-            Residual(c, c, norm, over_time=level.blocks_over_time) for _ in range(config.decoder_num_resblocks - 2)
-        )
+        self.res_block = nn.ModuleList(residual(c, c) for _ in range(config.decoder_num_resblocks - 2))
         self.up = Upsample(c, over_time=level.over_time, interpolation=config.t_interpolation)
-        self.out_res_block = Residual(c, level.after, norm, over_time=level.blocks_over_time)
+        self.out_res_block = residual(c, level.after)
 
     def forward(
-        self, x_BCTHW: torch.Tensor, image_BCTHW: torch.Tensor | None, history: History, recompute: bool
+        self, x_BCTHW: torch.Tensor, image_BCTHW: torch.Tensor | None, history: History
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Features, and the image of the deeper levels (None at the deepest) -> features, image and bands of this level."""
-        h = run([self.branch_conv], x_BCTHW, history, recompute=recompute)
-        bands = run(self.out_flow_conv, h[:, self.width :], history, recompute=recompute)
+        h = run([self.branch_conv], x_BCTHW, history)
+        bands = run(self.out_flow_conv, h[:, self.width :], history)
         if image_BCTHW is not None:
             bands = add_low(bands, image_BCTHW, history)
-        blocks = [*self.res_block, self.up, self.out_res_block]
-        h = run(blocks, h[:, : self.width], history, recompute=recompute)
+        h = run([*self.res_block, self.up, self.out_res_block], h[:, : self.width], history)
         return h, self.inverse_wavelet_transform(bands, history), bands
 
 
@@ -151,20 +120,18 @@ class Encoder(nn.Module):
         self.wavelet_transform_in = Analysis(over_time=True)
         self.conv_in = FrameConv(24, first, full_precision=True)
         self.down_blocks = nn.ModuleList(Down(level, config) for level in config.down)
-        self.mid = config.middle(last)
+        self.mid = middle(config.mid_layers_type, config.norm_type, last)
         self.norm_out = normaliser(config.norm_type, last)
         self.conv_out = CausalConv3d(last, 2 * config.latent_dim, full_precision=True)
 
-    def forward(
-        self, video_BCTHW: torch.Tensor, history: History = WHOLE, *, recompute: bool = False
-    ) -> tuple[torch.Tensor, Bands]:
+    def forward(self, video_BCTHW: torch.Tensor, history: History = WHOLE) -> tuple[torch.Tensor, Bands]:
         """Mean and log-variance as channels `B 2d t h w`, and the bands of each level after the first."""
         bands = self.wavelet_transform_in(video_BCTHW, history)
         h, read = self.conv_in(bands), []
         for level in self.down_blocks:
-            h, bands = level(h, bands, history, recompute)
+            h, bands = level(h, bands, history)
             read.append(bands)
-        h = run(self.mid, h, history, recompute=recompute)
+        h = run(self.mid, h, history)
         return self.conv_out(activated(h, self.norm_out), history), tuple(read)
 
 
@@ -175,21 +142,19 @@ class Decoder(nn.Module):
         super().__init__()
         first, last = config.up[0].before, config.up[-1].after
         self.conv_in = CausalConv3d(config.latent_dim, first, full_precision=True)
-        self.mid = config.middle(first)
+        self.mid = middle(config.mid_layers_type, config.norm_type, first)
         self.up_blocks = nn.ModuleList(Up(level, config) for level in config.up)
         self.norm_out = normaliser(config.norm_type, last)
         self.conv_out = FrameConv(last, 24, full_precision=True)
         self.inverse_wavelet_transform_out = Synthesis(over_time=True)
 
-    def forward(
-        self, latent_BCthw: torch.Tensor, history: History = WHOLE, *, recompute: bool = False
-    ) -> tuple[torch.Tensor, Bands]:
+    def forward(self, latent_BCthw: torch.Tensor, history: History = WHOLE) -> tuple[torch.Tensor, Bands]:
         """Video `B 3 T H W`, and the bands predicted at each level, in the encoder's order."""
-        h = run([self.conv_in, *self.mid], latent_BCthw, history, recompute=recompute)
+        h = run([self.conv_in, *self.mid], latent_BCthw, history)
         image: torch.Tensor | None = None
         predicted: list[torch.Tensor] = []
         for level in self.up_blocks:
-            h, image, bands = level(h, image, history, recompute)
+            h, image, bands = level(h, image, history)
             predicted.append(bands)
         bands = self.conv_out(without_autocast(self.norm_out, h))  # no activation here, unlike WF-VAE
         bands = add_low(bands, cast("torch.Tensor", image), history)  # there is at least one level
@@ -201,16 +166,10 @@ class Network(WFVAENetwork):
 
     family = "wfvae2"
 
-    def coders(self) -> tuple[nn.Module, nn.Module]:
-        """Encoder and decoder of the configuration."""
-        made = Config.of(self.config)
-        return Encoder(made), Decoder(made)
-
-
-def empty_network(config: Mapping[str, Any]) -> Network:
-    """Network on the meta device: names and shapes without memory."""
-    with torch.device("meta"):
-        return Network(config)
+    def add_layers(self) -> None:
+        """Encoder and decoder."""
+        config = Config.of(self.config)
+        self.encoder, self.decoder = Encoder(config), Decoder(config)
 
 
 def _levels(widths: Any, kinds: list[tuple[str, str]]) -> tuple[Level, ...]:

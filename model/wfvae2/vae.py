@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from model.weights import check_weights
 from model.wfvae.random_weights import random_tensors, with_filters
 from model.wfvae.vae import NUMERICS, build
-from model.wfvae2.network import empty_network
+from model.wfvae2.network import Network
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +22,7 @@ __all__ = ["NUMERICS", "build", "check", "random_weights"]
 
 def random_weights(config: Mapping[str, Any], seed: int) -> dict[str, torch.Tensor]:
     """Reproducible random float32 weights by published key; see `model.wfvae.random_weights`."""
-    return random_tensors(empty_network(config), seed)
+    return random_tensors(Network.empty(config), seed)
 
 
 def check(spec: LatentSpec, config: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> CheckedWeights:
@@ -31,5 +31,5 @@ def check(spec: LatentSpec, config: dict[str, Any], weights: Mapping[str, torch.
     Raises:
         ValueError: keys or shapes of another configuration, or non-finite weights.
     """
-    network = empty_network(config)
+    network = Network.empty(config)
     return check_weights(network, spec, config, with_filters(network.state_dict(), weights))

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import model
 from model import registry
-from model.ivvae.network import empty_network
+from model.ivvae.network import Network
 from model.registry import PRESETS, complete
 from tests.model.conftest import Golden
 
@@ -32,7 +32,7 @@ def golden() -> Golden:
     ],
 )
 def test_parameter_counts_and_constants_are_the_published_ones(name, total, encoder, decoder, scale, shift):
-    network, spec = empty_network(complete(name)), model.spec(name)
+    network, spec = Network.empty(complete(name)), model.spec(name)
     count = {part: sum(p.numel() for p in module.parameters()) for part, module in network.named_children()}
     assert (sum(count.values()), count["encoder"], count["decoder"]) == (total, encoder, decoder)
     assert len(network.state_dict()) == 362

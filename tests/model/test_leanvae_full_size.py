@@ -10,7 +10,7 @@ import torch
 
 import model
 from model.definition import definition
-from model.leanvae.network import empty_network
+from model.leanvae.network import Network
 from model.registry import complete
 
 
@@ -25,7 +25,7 @@ def pixels(*shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(("name", "total"), [("leanvae-dim4", 39_767_496), ("leanvae-dim16", 39_785_940)])
 def test_parameter_counts_are_the_published_ones(name, total):
-    network = empty_network(complete(name))
+    network = Network.empty(complete(name))
     count = {part: sum(p.numel() for p in module.parameters()) for part, module in network.named_children()}
     assert sum(count.values()) == total
     assert (count["encoder"], count["decoder"]) == (11_432_704, 11_432_640)

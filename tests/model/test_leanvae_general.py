@@ -8,7 +8,7 @@ import torch
 import model
 from model import registry, wan_statistics
 from model.definition import definition
-from model.leanvae.network import empty_network
+from model.leanvae.network import Network
 
 WIDE = {
     "latent_dim": 6,
@@ -99,7 +99,7 @@ def test_wan_aligned_presets_have_the_published_shapes(name, stride, channels, m
     assert preset.published is None
     assert "no weights are published" in preset.note
     assert "(z - mean) / std" in spec.channel_semantics
-    network = empty_network(registry.complete(name))
+    network = Network.empty(registry.complete(name))
     assert network.latent_bottleneck.phi.shape == (channels, preset.config["embedding_dim"])
     assert network.encoder.video_high_proj[1].weight.shape[1] == 7 * 3 * 2 * (stride[1] // 2) ** 2
 

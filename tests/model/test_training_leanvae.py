@@ -8,7 +8,7 @@ import torch
 import model
 from model.history import History
 from model.leanvae.depthwise import causal_depthwise
-from model.leanvae.network import empty_network
+from model.leanvae.network import Network
 from model.training.linear import fit_linear
 from model.training.networks import trainable
 
@@ -79,7 +79,7 @@ def test_weights_load_as_the_network_that_encodes(trained, clips):
         assert (mine.mean - theirs.mean).abs().max() <= 1e-5 * max(1, mine.mean.abs().max())
         assert (mine.logvar - theirs.logvar).abs().max() <= 1e-4
         assert (network.decode(mine.mean) - ready.decode(mine.mean)[0]).abs().max() <= 1e-5
-    assert list(network.state_dict()) == list(empty_network(network.config).state_dict())
+    assert list(network.state_dict()) == list(Network.empty(network.config).state_dict())
 
 
 def test_an_image_is_coded_like_the_first_frame(trained, clips):

@@ -7,8 +7,8 @@ import torch
 
 import model
 from model.registry import FAMILIES, PRESETS, resolve
-from model.wfvae.network import empty_network
-from model.wfvae2.network import empty_network as empty_network2
+from model.wfvae.network import Network
+from model.wfvae2.network import Network as Network2
 from tests.model.conftest import Golden
 
 GROUPNORM = {
@@ -92,21 +92,21 @@ def count(module):
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameter_counts_are_the_measured_ones(name):
-    network = empty_network(PRESETS[resolve(name)].config)
+    network = Network.empty(PRESETS[resolve(name)].config)
     assert (count(network), count(network.encoder), count(network.decoder)) == COUNTS[name]
 
 
 def test_parameter_counts_of_other_configurations_are_the_measured_ones():
     config = {**FAMILIES["wfvae"].defaults, **GROUPNORM}
-    assert round(count(empty_network(config)) / 1e6, 1) == 9.2
+    assert round(count(Network.empty(config)) / 1e6, 1) == 9.2
     wider = {**PRESETS["wfvae-s-8ch"].config, "connect_res_layer_num": 2}
-    assert count(empty_network(wider)) == 147_347_788
-    second = empty_network2({**FAMILIES["wfvae2"].defaults, "latent_dim": 4})
+    assert count(Network.empty(wider)) == 147_347_788
+    second = Network2.empty({**FAMILIES["wfvae2"].defaults, "latent_dim": 4})
     assert [round(count(part) / 1e6, 1) for part in (second, second.encoder)] == [131.2, 49.1]
 
 
 def test_the_state_dict_has_the_published_size():
-    assert len(empty_network(PRESETS["wfvae-l-16ch"].config).state_dict()) == 244
+    assert len(Network.empty(PRESETS["wfvae-l-16ch"].config).state_dict()) == 244
 
 
 @pytest.mark.parametrize("name", ["wfvae-s", "wfvae-m-888-32ch"])
