@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from functools import cached_property
 from itertools import pairwise
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -82,10 +82,22 @@ class SteppedVAE(CausalVAE):
 
     @cached_property
     def _running(self) -> Any:
-        """Copy of the network that runs: on the device, with its products in `dtype`."""
-        running = copy.deepcopy(self.network).to(self.device, self.input_dtype)
-        running.prepare(self.dtype)
+        """The network that runs: on the device, with its products in `dtype`. Shares memory with `network` where nothing differs."""
+        tensors = (*self.network.parameters(), *self.network.buffers())
+        with torch.inference_mode(False):  # else parameters on the meta device (`drop_decoder`) take no new values
+            running = copy.deepcopy(self.network, {id(tensor): _alias(tensor) for tensor in tensors})
+            running.to(self.input_dtype)
+            running._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(self.device))
+            running.prepare(self.dtype)
         return running
+
+    def _module(self) -> nn.Module:
+        return cast("nn.Module", self.network)
+
+    def drop_decoder(self) -> None:  # noqa: D102
+        super().drop_decoder()
+        self.__dict__.pop("_running", None)
+        self._compiled_steps.clear()
 
     def _run_encoder(
         self, pixels: Pixels, state: CausalState | None, *, moments: bool
@@ -290,6 +302,15 @@ def _compact(tensor: torch.Tensor) -> torch.Tensor:
             new = torch.empty(tensor.shape, device="meta", memory_format=memory)
             return tensor.as_strided(tensor.shape, new.stride())
     return tensor
+
+
+def _alias(tensor: torch.Tensor) -> torch.Tensor:
+    """Another tensor, or parameter, over the same memory: a cast of one leaves the other as it is."""
+    return (
+        torch.nn.Parameter(tensor.detach(), requires_grad=False)
+        if isinstance(tensor, torch.nn.Parameter)
+        else tensor.detach()
+    )
 
 
 def _joined(parts: Sequence[torch.Tensor], axis: int) -> torch.Tensor:

@@ -20,6 +20,7 @@ from model.arithmetic import own_arithmetic
 from model.colour import check_matrices, yuv_to_video
 from model.identity import Identity
 from model.posterior import Posterior
+from model.registry import family_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,7 +82,7 @@ class CausalVAE:
         self.float32_products, self.compiled = "ieee", compiled
         settings = hashlib.sha256(repr(sorted(config.items())).encode()).hexdigest()
         self._owner = f"{spec.network} {self.weights_sha256[:12]}/{settings[:6]} {str(dtype).removeprefix('torch.')}"
-        self._warned = False
+        self._warned, self._decodes = False, True
 
     def __repr__(self) -> str:
         origin = f"untrained, seed {self.seed}" if self.untrained else f"weights {self.weights_sha256[:12]}"
@@ -100,6 +101,18 @@ class CausalVAE:
     def decode_chunking(self) -> str:
         """`spec.chunking`, for decoding."""
         return self.spec.chunking
+
+    def drop_decoder(self) -> None:
+        """Frees the parameters that no latent depends on, most of a LeanVAE. `decode` raises RuntimeError from then on."""
+        part = family_of(self.spec.network).latent_part(self.config)
+        kept, module = (*part.mean, *part.logvar, *part.shared), self._module()
+        for name, parameter in list(module.named_parameters()):
+            if not name.startswith(kept):
+                owner, _, leaf = name.rpartition(".")
+                # Shape and dtype stay: encoders ask the last layer for its dtype, and casts must find every layer.
+                gone = torch.nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+                setattr(module.get_submodule(owner), leaf, gone)
+        self._decodes = False
 
     # ---- entry points -----------------------------------------------------------------------------------------------
 
@@ -186,7 +199,10 @@ class CausalVAE:
 
         Raises:
             ValueError: wrong rank, dtype or channels; a state of another network, batch or size.
+            RuntimeError: after `drop_decoder`.
         """
+        if not self._decodes:
+            raise RuntimeError(f"{self.spec.network}: its decoder was dropped; load the network again to decode")
         inputs.check_latent(latent_BCthw, self.spec)
         grid = (latent_BCthw.shape[3], latent_BCthw.shape[4])
         self._check_state(state, "decode", latent_BCthw.shape[0], grid)
@@ -202,6 +218,10 @@ class CausalVAE:
         return causal.split(state, which)
 
     # ---- implemented by each family ---------------------------------------------------------------------------------
+
+    def _module(self) -> torch.nn.Module:
+        """The loaded module: parameters by published name."""
+        raise NotImplementedError
 
     def _run_encoder(
         self, pixels: Pixels, state: CausalState | None, *, moments: bool

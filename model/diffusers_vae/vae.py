@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -65,6 +65,9 @@ class DiffusersVAE(CausalVAE):
     def __init__(self, coder: Coder, *arguments: Any, **provenance: Any) -> None:
         super().__init__(*arguments, **provenance)
         self._coder = coder
+
+    def _module(self) -> torch.nn.Module:
+        return cast("torch.nn.Module", self._coder.module)
 
     @property
     def decode_chunking(self) -> str:

@@ -26,6 +26,7 @@ from pipeline.cli.terminal import (
     AsJson,
     Checkpoint,
     Clips,
+    Compile,
     Config,
     Crop,
     Debug,
@@ -108,14 +109,7 @@ def encode(
         str | None,
         typer.Option(help="Address of the Ray cluster. [default: RAY_ADDRESS, else a private Ray on this machine]"),
     ] = None,
-    compile_: Annotated[
-        str | None,
-        typer.Option(
-            "--compile",
-            help="Run the network through torch.compile: auto, on or off. auto: as the output was begun, in a new one where it pays. "
-            "[default: auto]",
-        ),
-    ] = None,
+    compile_: Compile = None,
     progress: Annotated[
         str | None, typer.Option(help="Progress display: auto, rich, plain, json or none. [default: auto]")
     ] = None,
@@ -213,6 +207,7 @@ def plan(
     variants: Variants = None,
     images: Images = None,
     dtype: Annotated[str | None, typer.Option(help="Type of stored latents. [default: float16]")] = None,
+    compile_: Compile = None,
     strict: Strict = None,
     config: Config = None,
     set_: Overrides = None,
@@ -238,6 +233,7 @@ def plan(
             "clips.variants": variants,
             "images.policy": images,
             "write.dtype": dtype,
+            "engine.compile": compile_,
             "strict": strict,
         }
         with signals.handled():  # SIGTERM as well ends decoders and deletes temporary files

@@ -87,6 +87,13 @@ def check(
     device: Device = None,
     compute_dtype: ComputeDtype = None,
     size: Annotated[str, typer.Option(metavar="HxW", help="Frame size of the check.")] = "64x64",
+    compile_: Annotated[
+        str | None,
+        typer.Option(
+            "--compile",
+            help="Check the network as compiled builds run it (on), or eagerly (off, auto). [default: that of the job file]",
+        ),
+    ] = None,
     config: Config = None,
     set_: Overrides = None,
     as_json: AsJson = False,
@@ -106,9 +113,10 @@ def check(
             "model.untrained": untrained,
             "model.device": device,
             "model.compute_dtype": compute_dtype,
+            "engine.compile": compile_,
         }
         job = build_job(flags, config_path=config, overrides=tuple(set_ or ()))
-        verdict = check_network(job.model, size)
+        verdict = check_network(job.model, size, compiled=job.engine.compile == "on", threads=job.engine.threads)
         show(verdict, "check_lines", as_json)
         if not verdict["ok"]:
             raise typer.Exit(1)

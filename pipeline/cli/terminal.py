@@ -84,6 +84,14 @@ Device = Annotated[str | None, typer.Option(help="Device of the network: auto, c
 ComputeDtype = Annotated[
     str | None, typer.Option(help="Type of the computation: float32, bfloat16 or float16. [default: by device]")
 ]
+Compile = Annotated[
+    str | None,
+    typer.Option(
+        "--compile",
+        help="Run the network through torch.compile: auto, on or off. auto: as the output was begun, in a new one where it pays. "
+        "[default: auto]",
+    ),
+]
 Strict = Annotated[
     bool | None,
     typer.Option(

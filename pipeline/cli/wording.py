@@ -44,10 +44,24 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
     for reason, item in sorted(plan["dropped"].items(), key=lambda pair: -pair[1]["count"]):
         kind = "by the job's rules" if item["policy"] else "damaged"
         lines.append(f"    {reason:14} {item['count']} ({kind}; {', '.join(item['keys'])}): {item['message']}")
+    if plan["compile"]:
+        lines.append(f"  compile   {_compile_text(plan['compile'])}")
     lines += [f"  note      {text}" for text in plan["notices"]]
     if plan["passed_over"]:
         lines.append(f"  {plan['passed_over']['line']}")
     return lines + warning_lines(plan["warnings"])
+
+
+def _compile_text(found: dict[str, Any]) -> str:
+    """A `CompileForecast`."""
+    text = f"{'on' if found['on'] else 'off'} in a new output, {found['reason']}"
+    if found["on"]:
+        text += (
+            f"; planned clips have {quantity(found['sizes'], 'size')}, {duration(found['compile_s'])} for each encoder"
+        )
+    if found["saved_core_s"]:
+        text += f", and save {duration(found['saved_core_s'])} of one core"
+    return text
 
 
 def status_lines(status: dict[str, Any]) -> list[str]:
@@ -186,7 +200,8 @@ def check_lines(verdict: dict[str, Any]) -> list[str]:
     origin = "UNTRAINED random weights" if verdict["untrained"] else f"weights {verdict['weights_sha256'][:12]}"
     claims = {"exact": "bit for bit", "rounding": "to rounding", "none": "whole clips only"}
     lines = [
-        f"{verdict['network']}, {origin}, {verdict['compute_dtype']} on {verdict['device']}, frames {verdict['size']}: "
+        f"{verdict['network']}, {origin}, {verdict['compute_dtype']} on {verdict['device']}, "
+        f"{'compiled' if verdict['compiled'] else 'eager'}, frames {verdict['size']}: "
         + ("lossless" if verdict["ok"] else "NOT LOSSLESS"),
         "  claims    " + ", ".join(f"{way} {claims[claim]}" for way, claim in verdict["claim"].items()),
         f"  {'':7} {'property':34} {'difference':>10} {'allowed':>10} {'of values to':>12}",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import getpass
 import os
 import shutil
+import subprocess
+import sys
 import sysconfig
 import tempfile
 from functools import cache
@@ -12,13 +14,24 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from model.registry import family_of
-from pipeline.errors import ConfigError
+from pipeline.errors import BuildError, ConfigError
 from pipeline.process.scratch import ScratchFolder
 
 COMPILE_S = 60.0
 """Seconds to compile the steps of one frame size on two cores: 7 to 54 were measured, by network."""
 _SAVED_CORE_S = {"leanvae": 0.066, "wfvae": 1.0, "wfvae2": 1.0, "ivvae": 16.0}
+# Parameters of the encoder in float32, MB, by network or else by family (there the largest of the others). WFVAE2 counts as WF-VAE.
+_ENCODER_MB = {
+    "leanvae": 46,
+    "wfvae": 341,
+    "wfvae2": 341,
+    "ivvae": 182,
+    "leanvae-wan22-dim48": 139,
+    "ivvae-z16-dim96": 407,
+}
 COMPILE_THREADS = 4  # Inductor starts a process for each, which imports torch
+TRIAL_S = 120.0  # for a compiler to answer; half a second is usual
+_TRIAL = b"#include <Python.h>\n#include <omp.h>\n#include <vector>\nint threads() { return omp_get_max_threads(); }\n"
 _SWITCHES_OFF = (
     "TORCH_COMPILE_DISABLE",
     "TORCHDYNAMO_DISABLE",
@@ -41,6 +54,14 @@ def saved_core_s(network: str) -> float:
     return _SAVED_CORE_S[family_of(network).name]
 
 
+def packed_bytes(network: str, compute_dtype: str) -> int:
+    """Bytes of weights that the compiled steps of one frame size hold on a CPU, about: Inductor packs them for the number of rows of each
+    product, so that a video's first step and its later ones share none.
+    """
+    floats = 1 if compute_dtype in ("float32", "float64") else 2
+    return 2 * _ENCODER_MB.get(network, _ENCODER_MB[family_of(network).name]) * 1_000_000 // floats
+
+
 def missing_compiler(device: str) -> str | None:
     """What this machine lacks to compile for `device`, and what to do about it; None if it has everything."""
     for name in _SWITCHES_OFF:
@@ -55,7 +76,38 @@ def missing_compiler(device: str) -> str | None:
         if shutil.which(name) is None:
             return f"no {language} compiler was found ({name}); install {name}"
     header = Path(sysconfig.get_path("include"), "Python.h")
-    return None if header.exists() else f"Python's headers were not found ({header}); install python3-dev"
+    if not header.exists():
+        return f"Python's headers were not found ({header}); install python3-dev"
+    failure = _failure_of(compilers["C++"])
+    return None if failure is None else f"the C++ compiler {compilers['C++']} does not work here: {failure}"
+
+
+@cache
+def _failure_of(compiler: str) -> str | None:
+    """Why this C++ compiler cannot make a library that uses Python's headers and OpenMP, as Inductor's do; None if it can. Tried before an
+    output is begun: `auto` could not go back to eager latents later.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [compiler, "-shared", "-fPIC", "-fopenmp", f"-I{sysconfig.get_path('include')}"]
+            command += ["-x", "c++", "-", "-o", str(Path(folder, "trial.so"))]
+            done = subprocess.run(command, input=_TRIAL, capture_output=True, timeout=TRIAL_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if done.returncode == 0:
+        return None
+    said = done.stderr.decode(errors="replace").splitlines()
+    return next((line for line in said if "error" in line), f"it ended with status {done.returncode}")
+
+
+def check_compiled(error: Exception, advice: str) -> None:
+    """Raises BuildError for a failure of `torch.compile`; returns for any other error. No video is to blame, and no other encoder would do
+    better.
+    """
+    exceptions = sys.modules.get("torch._dynamo.exc")  # imported where anything was compiled
+    if exceptions is not None and isinstance(error, exceptions.TorchDynamoException):
+        line = " ".join(str(error).split())[:400]
+        raise BuildError(f"engine.compile: torch.compile failed: {line}; {advice}") from error
 
 
 def user_settings() -> str:
@@ -70,7 +122,7 @@ def prepare_compiler(device: str, threads: int | None) -> None:
     Encoders of one machine share the folder, so that what one has compiled the others load.
 
     Raises:
-        ConfigError: a compiler is missing here.
+        ConfigError: a compiler is missing here, or the folder cannot be written.
     """
     if (missing := missing_compiler(device)) is not None:
         raise ConfigError(
@@ -78,7 +130,16 @@ def prepare_compiler(device: str, threads: int | None) -> None:
             "the output; engine.compile=off needs another output"
         )
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(min(threads or os.cpu_count() or 1, COMPILE_THREADS)))
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", _cache_folder())
+    folder = os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", _cache_folder())
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as trial:
+            trial.write(bytes(1 << 16))
+    except OSError as error:
+        raise ConfigError(
+            f"engine.compile: compiled kernels cannot be written to {folder}: {error}; make room, or name another folder in "
+            "TORCHINDUCTOR_CACHE_DIR"
+        ) from error
 
 
 @cache

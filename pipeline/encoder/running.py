@@ -6,20 +6,19 @@ while the next one is prepared. If memory runs out, the batch and then the chunk
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.encoder.clip_states import ClipStates, stacked_order
-from pipeline.encoder.compiling import prepare_compiler
+from pipeline.encoder.compiling import check_compiled, prepare_compiler
 from pipeline.encoder.conditions import Conditions
 from pipeline.encoder.device_memory import DeviceMemory
 from pipeline.encoder.network import Network, load_torch, load_vae, network_of
 from pipeline.encoder.staging import CudaStaging, HostStaging
 from pipeline.encoder.step_budget import StepBudget
-from pipeline.errors import BuildError, ConfigError
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -85,6 +84,7 @@ class Encoder:
 
         self._is_out_of_memory = is_out_of_memory
         self._vae = load_vae(config, device, compute_dtype, compiled=compiled)
+        self._vae.drop_decoder()
         self._torch = torch
         device_of_vae = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0"
         cuda = device_of_vae.type == "cuda"
@@ -139,7 +139,7 @@ class Encoder:
             return self._step(chunks, states)
         except (RuntimeError, MemoryError) as error:
             if not self._is_out_of_memory(error):
-                _check_compiling(error)
+                check_compiled(error, "encode into another output with engine.compile=off")
                 raise
         # After the except block, so that the traceback no longer holds tensors.
         with self._torch.inference_mode():
@@ -220,16 +220,6 @@ class Encoder:
             return [Encoded(*each) for each in zip(mean(), logvars, conds, strict=True)]
 
         return Launched(kept, results)
-
-
-def _check_compiling(error: Exception) -> None:
-    """Raises BuildError for a failure of `torch.compile`: no video is to blame, and no other encoder would do better."""
-    exceptions = sys.modules.get("torch._dynamo.exc")  # imported where anything was compiled
-    if exceptions is not None and isinstance(error, exceptions.TorchDynamoException):
-        line = " ".join(str(error).split())[:400]
-        raise BuildError(
-            f"engine.compile: torch.compile failed: {line}; encode into another output with engine.compile=off"
-        ) from error
 
 
 def _joined(a: Encoded, b: Encoded) -> Encoded:

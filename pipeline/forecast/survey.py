@@ -13,6 +13,7 @@ from pipeline.encoder import known_spec
 from pipeline.engine.decoders.losses import Restarted
 from pipeline.engine.decoders.sample_stream import SampleStream
 from pipeline.errors import AccessError, ConfigError, LatheError, NotFound, SourceChanged, SourceRefused
+from pipeline.forecast.compile_forecast import compile_choice, forecast_compiling
 from pipeline.forecast.totals import Forecast, ForecastTotals, LatentSize
 from pipeline.format.stored import FIRST_FRAME, is_tensor, stored_names
 from pipeline.format.tensors import STORAGE_TYPES
@@ -74,6 +75,7 @@ def forecast_job(job: EncodeJob) -> Forecast:
         )
         if job.strict:
             passed_over.refuse()
+        choice = compile_choice(job, spec, rules, shards)
         with SampleStream(
             job, shards, rules, 0, "", headers_only=True, goes_on=goes_on, with_rows=tables.with_rows
         ) as stream:
@@ -87,7 +89,10 @@ def forecast_job(job: EncodeJob) -> Forecast:
         totals.notice(f"latents are counted before compression by {job.write.compression}")
     for text in sorted(unreadable):
         totals.notice(text)
-    return replace(totals.result(), passed_over=passed_over.to_dict())
+    found = totals.result()
+    return replace(
+        found, passed_over=passed_over.to_dict(), compile=forecast_compiling(choice, job, spec, found.buckets)
+    )
 
 
 def _in_order(stream: SampleStream) -> Iterator[tuple[Sample, OpenedVideo] | Reject | LatheError]:

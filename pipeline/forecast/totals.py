@@ -16,6 +16,7 @@ from pipeline.video.clips import frames_of, grid_length
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pipeline.forecast.compile_forecast import CompileForecast
     from pipeline.records import ClipPlan, ClipRules, OpenedVideo, Reject, Sample
 
 EXAMPLES = 5  # keys named for each reason
@@ -85,6 +86,7 @@ class Forecast:
     warnings: dict[str, int]
     notices: list[str]
     passed_over: dict[str, Any] = field(default_factory=dict)  # objects in the inputs that are not encoded, by kind
+    compile: CompileForecast | None = None  # of a build into a new output
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""

@@ -1,10 +1,14 @@
 """Whether a build compiles its network: estimated once for an output, recorded there and followed; what contradicts it is refused."""
 
+import importlib
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
+from model import registry
+from pipeline.encoder.compiling import packed_bytes, prepare_compiler
 from pipeline.encoder.environment import environment
 from pipeline.engine.driver.compile_choice import choose_compile
 from pipeline.errors import ConfigError, OutputError
@@ -54,7 +58,7 @@ def test_few_inputs_are_not_compiled_and_many_are(tmp_path):
 
 def test_every_frame_size_is_compiled_so_that_many_buckets_need_more_inputs(tmp_path):
     enough = 500_000
-    sizes = [f"{32 + 8 * n}x32" for n in range(9)]
+    sizes = [f"{32 + 8 * n}x32" for n in range(24)]
     assert choose(context(tmp_path), enough).on
     assert "2 sizes" in choose(context(tmp_path, "clips.size=32x32,64x32"), enough).reason
     many = choose(context(tmp_path, f"clips.size={','.join(sizes[:8])}"), 100_000)
@@ -62,8 +66,34 @@ def test_every_frame_size_is_compiled_so_that_many_buckets_need_more_inputs(tmp_
     assert "8 sizes are too few: it would take about 480 s" in many.reason
     too_many = choose(context(tmp_path, f"clips.size={','.join(sizes)}"), LARGE)
     assert not too_many.on
-    assert "9 sizes: each size holds two copies of the encoder's weights" in too_many.reason
+    assert "24 sizes: each size packs the encoder's weights twice, about 2.2 GB in each encoder" in too_many.reason
+    assert choose(
+        context(tmp_path, f"clips.size={','.join(sizes)}", "write.dtype=float16", compute_dtype="bfloat16"), LARGE * 10
+    ).on
     assert "8 sizes" in choose(context(tmp_path, "clips.size=area:32x32"), enough).reason
+
+
+def test_larger_networks_are_compiled_for_fewer_sizes(tmp_path):
+    def of_sizes(number, network):
+        sizes = ",".join(f"{32 + 8 * n}x32" for n in range(number))
+        return choose(context(tmp_path, f"clips.size={sizes}", spec={"network": network}), LARGE * 10).reason
+
+    assert "about 2.4 GB in each encoder" in of_sizes(3, "ivvae-z16-dim96")
+    assert "about 2.4 GB" not in of_sizes(2, "ivvae-z16-dim96")
+    assert "in each encoder" not in of_sizes(3, "ivvae-z16")
+
+
+@pytest.mark.parametrize(
+    "network", ["leanvae-dim16", "leanvae-wan22-dim48", "wfvae-l-32ch", "ivvae-z16", "ivvae-z16-dim96"]
+)
+def test_packed_weights_are_two_copies_of_the_encoders_parameters(network):
+    family = registry.family_of(network)
+    config, part = registry.complete(network, None), family.latent_part(registry.complete(network, None))
+    empty = importlib.import_module(f"model.{family.name}.network").empty_network(config)
+    kept = (*part.mean, *part.logvar, *part.shared)
+    floats = sum(tensor.numel() for name, tensor in empty.named_parameters() if name.startswith(kept))
+    assert packed_bytes(network, "float32") == pytest.approx(2 * 4 * floats, rel=0.02)
+    assert packed_bytes(network, "bfloat16") == packed_bytes(network, "float32") // 2
 
 
 def test_slower_sampling_gives_fewer_frames(tmp_path):
@@ -147,6 +177,19 @@ def test_without_a_compiler_auto_is_off_and_on_is_refused(tmp_path, without_comp
     assert choose(asked, here=False).on, "encoders of a cluster look for themselves"
 
 
+def test_with_a_compiler_that_fails_auto_is_off_and_on_is_refused_before_the_output_is_begun(tmp_path, monkeypatch):
+    broken = tmp_path / "g++"
+    broken.write_text("#!/bin/sh\necho 'In file x:' >&2\necho 'x:2:10: fatal error: omp.h: No such file' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    failure = f"the C++ compiler {broken} does not work here: x:2:10: fatal error: omp.h: No such file"
+    assert choose(context(tmp_path), LARGE).line == f"compile: off, {failure}"
+    asked = context(tmp_path, "engine.compile=on", "write.dtype=float16")
+    with pytest.raises(ConfigError, match=re.escape(failure)):
+        choose(asked)
+    assert list(LocalStore(asked.job.output).keys("_compile")) == [compile_key(context(tmp_path).fingerprint)], "auto's"
+
+
 @pytest.mark.parametrize("variable", ["TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE"])
 def test_where_compiling_is_switched_off_auto_is_off_and_on_is_refused(tmp_path, monkeypatch, variable):
     monkeypatch.setenv(variable, "1")
@@ -184,3 +227,11 @@ def test_compiled_and_plain_latents_have_different_fingerprints(tmp_path):
     assert compiled.fingerprint != plain.fingerprint
     assert (plain.compiled, compiled.compiled) == (False, True)
     assert compiled.fingerprint_parts["encoder"] == compiled.identity == {**plain.identity, "compiled": True}
+
+
+def test_a_folder_of_kernels_that_cannot_be_written_is_named_before_torch_looks_for_it(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    with pytest.raises(ConfigError, match=r"compiled kernels cannot be written to .*/file/cache: .*Not a directory"):
+        prepare_compiler("cpu", 1)

@@ -376,3 +376,19 @@ def test_hashes_equal_their_recorded_values():
     assert identity.sha256.all.startswith("032bc21491bd2317")
     assert identity.latent_sha256(moments=False).startswith("096e51c36e6f3298")
     assert identity.latent_sha256(moments=True).startswith("1defddb1bac4dede")
+
+
+@everywhere
+def test_without_its_decoder_a_network_gives_the_same_latents_from_less_memory(name):
+    family, config = config_of(name)
+    vae = model.load(family, config=config, untrained=0)
+    vae.drop_decoder()
+    mean, logvar = encoded(vae)
+    want_mean, want_logvar = encoded(network(name))
+    assert torch.equal(mean, want_mean)
+    assert logvar is want_logvar is None or torch.equal(logvar, want_logvar)
+    assert vae.identity() == network(name).identity()
+    held = {key for key, tensor in module_of(vae).named_parameters() if not tensor.is_meta}
+    assert not any(key.startswith("decoder.") for key in held)
+    with pytest.raises(RuntimeError, match="its decoder was dropped"):
+        vae.decode(mean)

@@ -117,3 +117,15 @@ def test_compiling_a_network_of_diffusers_is_refused():
     for call in (model.load, model.identify):
         with pytest.raises(ValueError, match="networks of diffusers cannot be compiled"):
             call("taesd", untrained=0, compile=True)
+
+
+def test_weights_that_run_as_they_are_loaded_are_held_once():
+    vae = model.load("wfvae", config=CAUSAL["wfvae"], untrained=0, dtype="bfloat16")
+    vae.encode(video(1))
+    loaded, running = (dict(each.named_parameters()) for each in (vae.network, vae._running))
+    same = {key for key in loaded if loaded[key].data_ptr() == running[key].data_ptr()}
+    cast = {key for key in loaded if running[key].dtype == torch.bfloat16}
+    assert same
+    assert cast
+    assert all(tensor.dtype == torch.float32 for tensor in loaded.values())
+    assert not same & cast

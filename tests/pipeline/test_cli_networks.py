@@ -67,6 +67,36 @@ def test_check_reports_its_measurements():
     assert {finding["difference"] for finding in verdict["findings"]} == {0.0}
 
 
+def test_check_runs_compiled_steps_where_the_job_or_an_option_says_so(tmp_path, monkeypatch):
+    """The compiler is replaced by one that changes nothing."""
+    compiled = []
+
+    def compile_(step, **how):
+        compiled.append(how)
+        return lambda *tensors: step(*tensors)
+
+    monkeypatch.setattr("torch.compile", compile_)
+    (tmp_path / "job.yaml").write_text("engine: {compile: on}\n")
+    arguments = (
+        "check",
+        "leanvae",
+        *TINY,
+        "--untrained",
+        0,
+        "--size",
+        "16x24",
+        "--device",
+        "cpu",
+        "--config",
+        "job.yaml",
+    )
+    monkeypatch.chdir(tmp_path)
+    assert "float32 on cpu, eager, frames 16x24: lossless" in lathe(*arguments, "--compile", "off").stdout
+    assert compiled == []
+    assert "float32 on cpu, compiled, frames 16x24: lossless" in lathe(*arguments).stdout
+    assert len(compiled) == 4, "first and later steps of encoder and decoder"
+
+
 def test_check_fails_for_a_network_that_is_not_lossless(monkeypatch):
     from model.leanvae.vae import LeanVAE
 
@@ -86,6 +116,11 @@ def test_check_fails_for_a_network_that_is_not_lossless(monkeypatch):
         (("leanvae", *TINY, "--untrained", 0, "--size", "big"), "big"),
         (("leanvae", *TINY, "--untrained", 0, "--checkpoint", "x.ckpt"), "exclude"),
         (("leanvae", "--checkpoint", "nowhere.ckpt"), "nowhere.ckpt"),
+        (
+            ("taesd", "--untrained", 0, "--compile", "on"),
+            "taesd is a network of diffusers, which is not compiled; --compile off",
+        ),
+        (("nonesuch", "--untrained", 0, "--compile", "on"), "unknown network"),
     ],
 )
 def test_wrong_commands_give_one_line_and_exit_code_2(arguments, words):

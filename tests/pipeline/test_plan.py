@@ -6,18 +6,22 @@ import json
 import os
 import signal
 import struct
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 import pipeline
+from pipeline.cli.wording import _compile_text, plan_lines
 from pipeline.config import ClipConfig, DecodeConfig, DrillConfig, validate
+from pipeline.encoder import known_spec
 from pipeline.engine.decoders import sample_stream
 from pipeline.engine.decoders.process_lanes import ProcessLanes
-from pipeline.errors import BadDataError, PolicyReject
+from pipeline.errors import BadDataError, ConfigError, PolicyReject
 from pipeline.forecast import survey
-from pipeline.forecast.totals import Forecast, ForecastTotals, LatentSize
-from pipeline.records import ClipRules, FrameChunk, Reject, Sample, VideoEnded
+from pipeline.forecast.compile_forecast import compile_choice, forecast_compiling
+from pipeline.forecast.totals import BucketFill, Forecast, ForecastTotals, LatentSize
+from pipeline.records import ClipRules, FrameChunk, Reject, Sample, Shard, SourceObject, VideoEnded
 from pipeline.video.clips import resolve_rules
 from pipeline.video.cutting import CutRequest, Cutter
 from tests.tiny_corpus import tiny_job, video_bytes, write_tar
@@ -203,3 +207,55 @@ def test_a_plain_file_that_cannot_be_read_is_named_and_the_rest_is_planned(tmp_p
     (notice,) = plan.notices
     assert notice.startswith("not planned: ")
     assert "b.mp4" in notice
+
+
+# --- whether the network would be compiled ----------------------------------------------------------------------------
+
+
+def compile_of(job):
+    """The forecast of `job`, without its clips, and the line of `lathe plan`."""
+    spec = known_spec(job.model)
+    rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
+    shards = [Shard("files", "a", tuple(SourceObject(f"/{n}.mp4", 2_000_000, "e") for n in range(100)))] * 10_000
+    fills = {
+        "17x256x256": BucketFill(clips=2, frames=34),
+        "5x256x256": BucketFill(1, 5),
+        "17x128x256": BucketFill(1, 17),
+    }
+    found = forecast_compiling(compile_choice(job, spec, rules, shards), job, spec, fills)
+    return found, _compile_text(asdict(found))
+
+
+def test_plan_says_that_few_inputs_are_not_compiled_as_the_build_does(tmp_path):
+    tar = corpus_of(tmp_path, {"a": video_bytes(5)})
+    job = tiny_job(tar, tmp_path / "out", "model.device=cpu")
+    planned = survey.forecast_job(job)
+    report = pipeline.encode(job)
+    assert (planned.compile.on, planned.compile.reason) == (report.compiled, report.compile_reason)
+    assert "1 size are too few" in planned.compile.reason
+    (line,) = [line for line in plan_lines(planned.to_dict()) if line.startswith("  compile")]
+    assert line == f"  compile   off in a new output, {report.compile_reason}"
+
+
+def test_plan_says_what_compiling_takes_and_saves(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "true")  # found; nothing is compiled here
+    many = tiny_job(tmp_path, tmp_path, "clips.size=256x256,128x256", "model.device=cpu")
+    found, line = compile_of(many)
+    assert (found.on, found.sizes, found.compile_s) == (True, 2, 120.0)
+    assert found.saved_core_s == pytest.approx(0.066 * (39 * 256 * 256 + 17 * 128 * 256) / 1e6)
+    assert line.startswith("on in a new output, about 100,000,000 frames of 2 sizes: it takes about 120 s")
+    assert "; planned clips have 2 sizes, 2m00s for each encoder" in line
+    asked, line = compile_of(tiny_job(tmp_path, tmp_path, "engine.compile=off"))
+    assert (asked.on, asked.compile_s, line) == (False, 0.0, "off in a new output, engine.compile=off")
+
+
+def test_plan_names_a_missing_compiler_where_compiling_is_asked_for_and_refuses_a_network_of_diffusers(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    found, line = compile_of(tiny_job(tmp_path, tmp_path, "engine.compile=on", "model.device=cpu"))
+    assert found.on
+    assert "engine.compile=on; here no C++ compiler was found (no-such-compiler)" in line
+    job = tiny_job(tmp_path, tmp_path, "engine.compile=on", **{"model.name": "taesd", "model.config": None})
+    with pytest.raises(ConfigError, match="taesd is a network of diffusers"):
+        compile_of(job)

@@ -2,7 +2,7 @@
 
 - `encode`: entry point; checks the job, finds the work, runs the build, judges the result
 - `coverage`, `retries`, `unchanged`: sources without a counted receipt; rejects to encode again; inputs that were only touched
-- `compile_choice`: whether the network is compiled, as the output was begun
+- `compile_choice`: whether the network is compiled, as the output was begun; `compile_estimate`: whether that pays in a new one
 - `other_settings`: which settings differ from those that inputs were encoded with before
 - `build`: one run over the shards to do
 - `budget`: limits of hours, shards and GPU hours; decisions of the caller

@@ -7,43 +7,20 @@ records its choice there, `_compile/{fingerprint}.json`, created only if absent,
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from pipeline.encoder.compiling import COMPILE_S, missing_compiler, saved_core_s, why_never_compiled
+from pipeline.encoder.compiling import missing_compiler, why_never_compiled
+from pipeline.engine.driver.compile_estimate import CompileChoice, estimate
 from pipeline.errors import ConfigError, NotFound, OutputError
 from pipeline.format.layout import compile_key
-from pipeline.units import quantity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from pipeline.engine.worker.build_context import BuildContext
-    from pipeline.records import ClipRules, ImageRules, Shard
+    from pipeline.records import Shard
     from pipeline.storage import Store
-
-# Of the estimate. A wrong "on" costs a few minutes, a wrong "off" a quarter of a long build: rough numbers do.
-PAYS = 2.0  # times the time of compiling that compiled steps must save
-VIDEO_BYTES = 1 << 20  # of a video inside a tar
-BYTES_A_SECOND, SOURCE_FPS = 500_000, 25.0  # of a video
-MOST_SIZES = (
-    8  # each compiled step packs a copy of the encoder's weights, 46 to 407 MB in float32, and a size needs two
-)
-SIZES_OF_AREA = 8  # frame sizes that a corpus gives where they follow from the aspect ratios of its videos
-
-
-@dataclass(frozen=True, slots=True)
-class CompileChoice:
-    """Whether steps are compiled, and why."""
-
-    on: bool
-    reason: str
-
-    @property
-    def line(self) -> str:
-        """The choice for the user."""
-        return f"compile: {_word(self.on)}, {self.reason}"
 
 
 def choose_compile(
@@ -86,7 +63,7 @@ def choose_compile(
     if asked != "auto" and (asked == "on") != recorded:
         raise ConfigError(
             f"engine.compile: {asked} was asked for, and the latents of {store.root} with otherwise equal settings are made with "
-            f"{_word(recorded)}; the two differ in bits. Leave engine.compile at auto to go on, or choose another output"
+            f"{'on' if recorded else 'off'}; the two differ in bits. Leave engine.compile at auto to go on, or choose another output"
         )
     reason = "as the latents of this output"
     if recorded and encodes_here:
@@ -94,6 +71,13 @@ def choose_compile(
     if not recorded and asked == "auto" and (new := _estimated(plain, store, shards, cores)).on:
         reason += f"; another output would be compiled, {new.reason}"
     return CompileChoice(recorded, reason)
+
+
+def _estimated(plain: BuildContext, store: Store, shards: Sequence[Shard], cores: Callable[[], float]) -> CompileChoice:
+    """The choice for a new output."""
+    if not store.conditional_writes():
+        return CompileChoice(False, "the store has no conditional writes, so that builds at once could not agree")
+    return estimate(plain.spec, plain.rules, shards, plain.device, plain.compute_dtype, cores)
 
 
 def _need_compiler(device: str, more: str) -> None:
@@ -143,57 +127,3 @@ def _read(store: Store, key: str) -> bool | None:
             uri=store.uri(key),
         )
     return found
-
-
-# --- estimate ---------------------------------------------------------------------------------------------------------
-
-
-def _estimated(plain: BuildContext, store: Store, shards: Sequence[Shard], cores: Callable[[], float]) -> CompileChoice:
-    """The choice for a new output, from its listed inputs."""
-    if plain.device.startswith("cuda"):
-        return CompileChoice(False, "its gain on GPUs is not known yet; engine.compile=on compiles all the same")
-    if not store.conditional_writes():
-        return CompileChoice(False, "the store has no conditional writes, so that builds at once could not agree")
-    if plain.spec["chunking"] == "none":
-        return CompileChoice(
-            False, "each length of its whole clips would be compiled; engine.compile=on compiles all the same"
-        )
-    sizes, pixels = _frame_sizes(plain.rules)
-    frames = _frames(plain.rules, shards)
-    saved_s = saved_core_s(plain.spec["network"]) * frames * pixels / 1e6 / max(1.0, cores())
-    cost_s = COMPILE_S * sizes
-    much = f"about {frames:,.0f} frames of {quantity(sizes, 'size')}"
-    if sizes > MOST_SIZES:
-        return CompileChoice(
-            False,
-            f"{much}: each size holds two copies of the encoder's weights; engine.compile=on compiles all the same",
-        )
-    if saved_s < PAYS * cost_s:
-        return CompileChoice(False, f"{much} are too few: it would take about {cost_s:.0f} s and save {saved_s:.0f} s")
-    if (missing := missing_compiler(plain.device)) is not None:
-        return CompileChoice(False, missing)
-    return CompileChoice(True, f"{much}: it takes about {cost_s:.0f} s for each encoder and saves {saved_s:.0f} s")
-
-
-def _frame_sizes(rules: ClipRules) -> tuple[int, float]:
-    """Number of frame sizes, each of which is compiled, and the mean of their pixels."""
-    kinds: list[ClipRules | ImageRules] = [rules] if rules.images is None else [rules, rules.images]
-    areas = [kind.area for kind in kinds if kind.area is not None]
-    sizes = {(bucket.height, bucket.width) for kind in kinds for bucket in kind.buckets}
-    pixels = [height * width for height, width in sizes] + areas
-    return len(sizes) + SIZES_OF_AREA * len(areas), sum(pixels) / len(pixels)
-
-
-def _frames(rules: ClipRules, shards: Sequence[Shard]) -> float:
-    """Frames to encode, roughly: of tars and of videos only the bytes are known before they are read."""
-    num_bytes = sum(shard.num_bytes for shard in shards)
-    videos = sum(len(shard.objects) if shard.kind == "files" else shard.num_bytes / VIDEO_BYTES for shard in shards)
-    longest = max((bucket.frames for bucket in rules.buckets), default=max(rules.frame_counts))
-    frames = num_bytes / BYTES_A_SECOND * (rules.fps or SOURCE_FPS)
-    if rules.select in ("head", "uniform") and not rules.spans:
-        frames = min(frames, videos * longest * max(1, rules.select_arg))
-    return frames * len(rules.variants)
-
-
-def _word(on: bool) -> str:
-    return "on" if on else "off"
