@@ -19,7 +19,8 @@ class History:
     """What the layers of one step see of the frames before it.
 
     Attributes:
-        first: whether the step begins the video. last: whether it ends the video; layers that hold frames back return them then.
+        first: whether the step begins the video. last: whether it ends the video. It must be false for every other step: interpolation
+            in time (WF-VAE) holds a frame back until it sees the next one, and returns it in the last step.
     """
 
     def __init__(self, past: StateTensors | None = None, *, keep: bool = True, last: bool = True) -> None:

@@ -61,7 +61,7 @@ class PublishedNetwork(nn.Module):
 
     family: str
     last_weight: str  # name of the last weight before the video's pixels; its dtype is that of inputs
-    logvar_range: tuple[float, float] | None = LOGVAR_RANGE
+    logvar_range: tuple[float, float] | None = LOGVAR_RANGE  # that the log-variance is clamped to, None: it is not
 
     def __init__(self, config: Mapping[str, Any], *, recompute: bool = False) -> None:
         """With `recompute` blocks keep only their input and run again in the backward pass (saves memory).
@@ -84,7 +84,7 @@ class PublishedNetwork(nn.Module):
             return cls(config, recompute=recompute)
 
     def encode(self, video_BCTHW: torch.Tensor, history: History = WHOLE) -> Posterior:
-        """`B 3 T H W` -> mean and log-variance `B d t h w`. Raises ValueError for a video that does not fit."""
+        """`B 3 T H W` -> mean, and log-variance clamped to `logvar_range`, `B d t h w`. Raises ValueError for a video that does not fit."""
         return self._encode(video_BCTHW, history)[0]
 
     def decode(self, latent_BCthw: torch.Tensor, history: History = WHOLE) -> torch.Tensor:

@@ -22,7 +22,7 @@ DILATIONS = (1, 3, 6, 9, 12)  # of the 3x3 convolutions in the encoder's head, w
 
 
 class NormGain(nn.Module):
-    """RMS norm without epsilon of the channels of each half at a position, times gamma, which has `axes` trailing axes of one."""
+    """RMS norm (no additive epsilon) of the channels of each half at a position, times gamma, which has `axes` trailing axes of one."""
 
     def __init__(self, channels: int, axes: int) -> None:
         super().__init__()

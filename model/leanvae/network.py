@@ -1,7 +1,7 @@
 """LeanVAE as its authors define it: Haar wavelets, patches, ResNAF layers, a compressed-sensing bottleneck (arXiv 2503.14325, section 3).
 
 Video `B 3 T H W` in `spec.value_range`, T = 4n+1 -> posterior `B d t h w` -> video. Frame 0 is coded alone, every four frames after it as
-one row of tokens. Modules and parameters have their published names. A video runs whole or, with a `History`, in steps of rows.
+one row: the h x w tokens of a latent frame. Names are the published ones. A video runs whole or, with a `History`, in steps of rows.
 
 Shape suffixes: B batch, C channels, T H W frames and pixels or wavelet coefficients, t h w tokens (channel-last) or latents.
 """
@@ -141,7 +141,7 @@ class Decoder(nn.Module):
 class Bottleneck(nn.Module):
     """Channel compression: the sensing matrix phi, and K ISTA-Net+ iterations that recover features.
 
-    Of an iteration: step size `weights`, soft threshold `threshold`, networks F (`forward_l`) and F~ (`backward_l`).
+    `Q`: first estimate. Of an iteration: step size `weights`, soft threshold `threshold`, networks F (`forward_l`) and F~ (`backward_l`).
     """
 
     def __init__(self, config: Config) -> None:
@@ -159,7 +159,7 @@ class Bottleneck(nn.Module):
         return linear_without_autocast(features_BthwC, self.phi)
 
     def recover(self, latent_Bthwd: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
-        """`B t h w d` -> features `B t h w C`. An iteration is a gradient step on |phi r - z|^2, then r + F~(soft threshold of F(r))."""
+        """`B t h w d` -> features `B t h w C`. An iteration: a gradient step on |phi r - z|^2 / 2, then r + F~(soft threshold of F(r))."""
         r = linear_without_autocast(latent_Bthwd, self.Q)
         steps = zip(self.weights, self.threshold, self.forward_l, self.backward_l, strict=True)
         for weight, threshold, analysis, synthesis in steps:

@@ -56,9 +56,9 @@ def normaliser(kind: str, channels: int, *, each_frame: bool = False) -> nn.Modu
 
 
 class CausalConv3d(nn.Module):
-    """Convolution over frames, zero padding in space (none with a stride). Before the first frame it sees copies of it.
+    """Convolution over frames, zero padding in space (none with a stride). `full_precision`: products stay in at least float32.
 
-    `full_precision`: products stay in at least float32.
+    A video begins with `kernel - 1` copies of frame 0. A later step needs the last `kernel - stride` frames: its windows begin anew.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class FrameConv(nn.Conv2d):
 
 
 class Residual(nn.Module):
-    """Residual block of two convolutions, over frames if `over_time`, else of each frame."""
+    """Norm, SiLU, convolution, twice; added to the input, or to its 1x1 convolution. Over frames if `over_time`, else of each frame."""
 
     def __init__(self, in_channels: int, out_channels: int, norm: str, *, over_time: bool = True) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size; `over_time`: frame 0 in space only, the other frames in time (`interpolation`) and then in space."""
+    """Twice the size (nearest), then a convolution. `over_time`: frames after frame 0 twice (`interpolation`), then in space bilinear."""
 
     def __init__(self, channels: int, *, over_time: bool, interpolation: str) -> None:
         super().__init__()

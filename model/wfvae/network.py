@@ -90,15 +90,15 @@ class Decoder(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         c, e, norm = config.base_channels, config.decoder_energy_flow_hidden_size, config.norm_type
-        blocks, how = config.decoder_num_resblocks, config.t_interpolation
-        flow = range(config.connect_res_layer_num)
+        blocks, flow = range(config.decoder_num_resblocks), range(config.connect_res_layer_num)
+        how = config.t_interpolation
         self.width = 4 * c
         self.conv_in = CausalConv3d(config.latent_dim, 4 * c, full_precision=True)
         self.mid = middle(config.mid_layers_type, norm, 4 * c, after=4 * c + e)
         self.connect_l2 = nn.Sequential(*(Residual(e, e, norm) for _ in flow), FrameConv(e, 24, full_precision=True))
         self.inverse_wavelet_transform_l2 = Synthesis(over_time=True)
         self.up2 = nn.Sequential(
-            *(Residual(4 * c, 4 * c, norm) for _ in range(blocks)),
+            *(Residual(4 * c, 4 * c, norm) for _ in blocks),
             Upsample(4 * c, over_time=True, interpolation=how),
             Residual(4 * c, 4 * c + e, norm),
         )
@@ -107,7 +107,7 @@ class Decoder(nn.Module):
         )
         self.inverse_wavelet_transform_l1 = Synthesis(over_time=config.time8x)
         self.up1 = nn.Sequential(
-            *(Residual((2 if index else 4) * c, 2 * c, norm) for index in range(blocks)),
+            *(Residual((2 if index else 4) * c, 2 * c, norm) for index in blocks),
             Upsample(2 * c, over_time=config.time8x, interpolation=how),
             Residual(2 * c, 2 * c, norm),
         )

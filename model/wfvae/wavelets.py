@@ -46,7 +46,7 @@ class Analysis(nn.Module):
                 self.register_buffer(name, default_filter(f"wavelet_transform.{name}"))
 
     def forward(self, x_BCTHW: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
-        """`B 3 T H W` -> bands `B 24 T' H/2 W/2`, or of each frame `B 12 T H/2 W/2`."""
+        """`B 3 T H W` -> bands `B 24 (T+1)/2 H/2 W/2` of frame 0 twice and the others (later steps T/2); of each frame `B 12 T H/2 W/2`."""
         if self.over_time:
             kernel = torch.cat([self.get_buffer(f"{name}_conv.conv.weight") for name in VOLUME_BANDS])
             x_BCTHW = repeat_first(x_BCTHW, int(history.first))  # frames are then read in pairs: none is kept

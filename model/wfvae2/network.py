@@ -1,6 +1,6 @@
 """WFVAE2 as published: WF-VAE with any number of levels, over frames ("thw") or of each frame ("hw"). Layers are WF-VAE's.
 
-Video `B 3 T H W` in [-1, 1] -> posterior `B d t h w` -> video. Modules and parameters have their published names.
+Video `B 3 T H W` in [-1, 1] -> posterior `B d t h w` -> video; the first transform is always over frames. Published names.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Config:
 
 
 class Down(nn.Module):
-    """Level of the encoder: residual blocks, downsampling, then the level's bands join (inflow)."""
+    """Level of the encoder: residual blocks (`out_res_block` is one of them), downsampling, then the level's bands join (inflow)."""
 
     def __init__(self, level: Level, config: Config) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Level of the decoder: the level's bands split off (outflow), then residual blocks and upsampling."""
+    """Level of the decoder: the level's bands split off (outflow), blocks (with `branch_conv` and `out_res_block`), upsampling."""
 
     def __init__(self, level: Level, config: Config) -> None:
         super().__init__()
