@@ -19,7 +19,8 @@ mkdir -p "$out"
 rm -f "$out/report.json" "$out/log"
 started=$(date +%s)
 
-exec > >(tee -a "$out/log") 2>&1
+# Ctrl-C, `timeout` and a terminal that is closed signal the whole process group: tee must outlive the script, and its lost stdout.
+exec > >(trap '' INT TERM HUP PIPE; exec tee -a "$out/log") 2>&1
 log=$!
 site=$(mktemp -d)
 finish() {
@@ -30,8 +31,11 @@ finish() {
 trap finish EXIT
 running=
 stop() {
+    trap '' TERM INT HUP
+    # First of all: the section is in a process group of its own, so the signal did not reach it. It has 5 s (`timeout -k`).
+    if [ -n "$running" ]; then kill -TERM "$running"; fi
     echo "== stopped by a signal after $(($(date +%s) - started)) s; $out/report.json says which measurement was in progress"
-    if [ -n "$running" ]; then kill -TERM "$running"; wait "$running"; fi
+    if [ -n "$running" ]; then wait "$running"; fi
     exit 143
 }
 trap stop TERM INT HUP

@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -214,13 +215,15 @@ def test_cases_without_time_are_named(tmp_path):
 
 
 def script(folder, program):
-    """The script, started; its sections are run by `program` of the shell instead of Python, with the section's name in $6."""
+    """The script in a process group of its own; `program` of the shell, with the section's name in $6, replaces Python in sections."""
     python = folder / "python"
     python.write_text(f'#!/bin/sh\ncd "{folder}"\necho "begins $6"\n{program}\n')
     python.chmod(0o755)
-    command = [checks.ROOT / "benchmarks" / "gpu_day.sh", folder / "out", "--rehearse"]
+    # A suite that runs in the background or by nohup ignores signals, which a shell that inherits this cannot trap.
+    start = ["env", "--default-signal"]
+    command = [*start, checks.ROOT / "benchmarks" / "gpu_day.sh", folder / "out", "--rehearse"]
     environment = {name: value for name, value in os.environ.items() if name != "WHEELS"} | {"PYTHON": str(python)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def test_script_begins_a_section_again_that_ended_early(tmp_path):
@@ -235,13 +238,16 @@ def test_script_begins_a_section_again_that_ended_early(tmp_path):
     assert (tmp_path / "out" / "log").read_text() == output
 
 
-def test_script_that_is_stopped_ends_what_it_started_and_says_so(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["INT", "TERM", "HUP"])
+def test_script_that_is_stopped_ends_what_it_started_and_says_so(number, tmp_path):
+    """By a signal to its whole process group, as from Ctrl-C, `timeout` or a terminal that is closed: its `tee` gets it too."""
     with script(tmp_path, "echo $$ >pid; echo ready; exec sleep 600") as running:
         assert [running.stdout.readline() for _ in range(2)] == ["begins facts\n", "ready\n"]
-        running.terminate()
+        os.killpg(running.pid, number)
         output = running.communicate()[0]
     assert running.returncode == 143
     assert "stopped by a signal" in output
+    assert (tmp_path / "out" / "log").read_text() == f"begins facts\nready\n{output}"
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
