@@ -42,7 +42,7 @@ trap stop TERM INT HUP
 
 failed=0
 if [ -n "${WHEELS:-}" ] && ! ls "$wheels"/*.whl >/dev/null 2>&1; then
-    echo "WHEELS=$wheels has no wheels; make them with: make wheels"
+    echo "WHEELS=$wheels has no wheels; \`make wheels\` writes them into build/gpu-day-wheels"
     exit 1
 fi
 if [ -n "$wheels" ] && ls "$wheels"/*.whl >/dev/null 2>&1; then

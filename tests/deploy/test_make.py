@@ -112,6 +112,16 @@ def test_help_names_every_target(target):
     assert dry(target)
 
 
+def test_wheels_leaves_the_folder_alone_that_the_gpu_day_reads(monkeypatch):
+    """`benchmarks/gpu_day.sh` takes WHEELS from the environment, where it may still be set."""
+    monkeypatch.setenv("WHEELS", "/somewhere/mine")
+    lines = dry("wheels")
+    assert "/somewhere/mine" not in "\n".join(lines)
+    assert [line for line in lines if line.startswith("rm -") and "wheels" in line] == [
+        'rm -f "build/gpu-day-wheels"/*.whl'
+    ]
+
+
 def test_ci_runs_the_make_targets():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
