@@ -98,7 +98,7 @@ def test_forms_give_the_same_latents():
     torch.testing.assert_close(joined, plain, rtol=0, atol=1e-5 * float(plain.abs().max()))
 
 
-def test_the_most_telling_cases_come_first():
+def test_the_most_informative_cases_come_first():
     settings = Settings()
     listed = encode_table.cases(settings)
     assert [case.form for case in listed[: len(forms.FORMS)]] == list(forms.FORMS)

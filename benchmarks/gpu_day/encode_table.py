@@ -55,7 +55,7 @@ class Case:
 
 
 def cases(settings: Settings) -> list[Case]:
-    """All rows, the most telling first. Compiling takes most of a minute for a shape that is new, so it comes late where it tells less.
+    """All rows, the most informative first. Compiling a new shape takes most of a minute: less informative rows are compiled late.
 
     One shape of the table's network in all forms; the other networks; two more shapes; the other networks compiled; all other shapes,
     compiled forms last.

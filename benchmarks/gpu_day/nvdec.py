@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from benchmarks.machine import Machine
     from pipeline.engine.decoders.process_lanes import ProcessLanes
 
-# Name, encoder, height, width. The most telling first; 360p is below `decode.nvdec_min_pixels`, which this may correct.
+# Name, encoder, height, width. The most informative first; 360p is below `decode.nvdec_min_pixels`, which this may correct.
 VIDEOS = (
     ("h264 1080p", "libx264", 1080, 1920),
     ("h264 720p", "libx264", 720, 1280),

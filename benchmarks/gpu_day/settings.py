@@ -38,7 +38,7 @@ class Settings:
     checked: tuple[str, ...] = ("leanvae-dim16", "wfvae-s", "ivvae-z4")
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)  # by network, over the preset's
     clips: tuple[Clip, ...] = ((17, 256, 256), (17, 512, 512), (257, 256, 256), (257, 512, 512))
-    batches: tuple[int, ...] = (64, 16, 1, 4, 32, 8, 2)  # the most telling first
+    batches: tuple[int, ...] = (64, 16, 1, 4, 32, 8, 2)  # the most informative first
     dtypes: tuple[str, ...] = ("bfloat16", "float16", "float32")
     check_size: int = 64  # side of the frames of `lathe check`
     seconds: float = 0.7  # of timed steps, for one row

@@ -51,7 +51,7 @@ def serve(
     except WorkerLost as error:
         with contextlib.suppress(EOFError, OSError):
             send(pipe, -1, error)
-            pipe.recv()  # until the owner kills this process: its exit code would be a second, less telling loss
+            pipe.recv()  # until the owner kills this process: its exit code would be a second loss, without the reason
         return
     worker = LaneWorker(memory_bytes, niceness)
     # OSError: the owner closed the pipe or died in the middle of a message. It needs no answer, and the user no traceback.

@@ -60,10 +60,10 @@ def estimate(
         cores: gives the CPU cores of all encoders together; called only if the estimate needs them.
     """
     if device.startswith("cuda"):
-        return CompileChoice(False, "its gain on GPUs is not known yet; engine.compile=on compiles all the same")
+        return CompileChoice(False, "its gain on GPUs is not known yet; set engine.compile=on to compile anyway")
     if spec["chunking"] == "none":
         return CompileChoice(
-            False, "each length of its whole clips would be compiled; engine.compile=on compiles all the same"
+            False, "each length of its whole clips would be compiled; set engine.compile=on to compile anyway"
         )
     sizes, pixels = _frame_sizes(rules)
     frames = _frames(rules, shards)
@@ -73,8 +73,8 @@ def estimate(
     if (packed := sizes * packed_bytes(spec["network"], compute_dtype)) > MOST_PACKED_BYTES:
         return CompileChoice(
             False,
-            f"{much}: each size packs the encoder's weights twice, about {size(packed)} in each encoder; engine.compile=on "
-            "compiles all the same",
+            f"{much}: each size packs the encoder's weights twice, about {size(packed)} in each encoder; set "
+            "engine.compile=on to compile anyway",
         )
     if saved_s < PAYS * cost_s:
         return CompileChoice(False, f"{much} are too few: it would take about {cost_s:.0f} s and save {saved_s:.0f} s")
