@@ -13,22 +13,22 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from model.registry import family_of
+from model.registry import PRESETS, family_of, resolve
 from pipeline.errors import BuildError, ConfigError
 from pipeline.process.scratch import ScratchFolder
 
 COMPILE_S = 60.0
 """Seconds to compile the steps of one frame size on two cores: 7 to 54 were measured, by network."""
 _SAVED_CORE_S = {"leanvae": 0.066, "wfvae": 1.0, "wfvae2": 1.0, "ivvae": 16.0}
-# Parameters of the encoder in float32, MB, by network or else by family (there the largest of the others). WFVAE2 counts as WF-VAE.
+# Parameters of the encoder in float32, MB, of every preset. A constant, since the driver builds no network.
 _ENCODER_MB = {
-    "leanvae": 46,
-    "wfvae": 341,
-    "wfvae2": 341,
-    "ivvae": 182,
-    "leanvae-wan22-dim48": 139,
-    "ivvae-z16-dim96": 407,
+    **{"leanvae-dim4": 46, "leanvae-dim16": 46, "leanvae-mini-dim16": 4},
+    **{"leanvae-wan21-dim16": 46, "leanvae-wan22-dim48": 139},
+    **{f"wfvae-{size}-{d}ch": mb for size, mb in (("s", 152), ("m", 238), ("l", 339)) for d in (4, 8, 16, 32)},
+    "wfvae-m-888-32ch": 241,
+    **{"ivvae-z4": 180, "ivvae-z8": 180, "ivvae-z16": 182, "ivvae-z16-dim96": 407},
 }
+_LIKE = {"wfvae2": "wfvae"}  # has no preset
 COMPILE_THREADS = 4  # Inductor starts a process for each, which imports torch
 TRIAL_S = 120.0  # for a compiler to answer; half a second is usual
 _TRIAL = b"#include <Python.h>\n#include <omp.h>\n#include <vector>\nint threads() { return omp_get_max_threads(); }\n"
@@ -59,7 +59,15 @@ def packed_bytes(network: str, compute_dtype: str) -> int:
     product, so that a video's first step and its later ones share none.
     """
     floats = 1 if compute_dtype in ("float32", "float64") else 2
-    return 2 * _ENCODER_MB.get(network, _ENCODER_MB[family_of(network).name]) * 1_000_000 // floats
+    return 2 * _encoder_mb(network) * 1_000_000 // floats
+
+
+def _encoder_mb(network: str) -> int:
+    """The figure of a preset, or the largest of a family's presets."""
+    if (mb := _ENCODER_MB.get(resolve(network))) is not None:
+        return mb
+    family = _LIKE.get(name := family_of(network).name, name)
+    return max(mb for preset, mb in _ENCODER_MB.items() if PRESETS[preset].family == family)
 
 
 def missing_compiler(device: str) -> str | None:
