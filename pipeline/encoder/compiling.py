@@ -70,8 +70,11 @@ def _encoder_mb(network: str) -> int:
     return max(mb for preset, mb in _ENCODER_MB.items() if PRESETS[preset].family == family)
 
 
-def missing_compiler(device: str) -> str | None:
-    """What this machine lacks to compile for `device`, and what to do about it; None if it has everything."""
+def missing_compiler(device: str, *, tried: bool = True) -> str | None:
+    """What this machine lacks to compile for `device`, and what to do about it; None if it has everything.
+
+    With `tried` the C++ compiler also has to compile a few lines, which may fail for a reason that passes, such as a full disk.
+    """
     for name in _SWITCHES_OFF:
         if os.environ.get(name) == "1":
             return f"torch.compile is switched off by {name}=1 in the environment; unset it"
@@ -86,26 +89,30 @@ def missing_compiler(device: str) -> str | None:
     header = Path(sysconfig.get_path("include"), "Python.h")
     if not header.exists():
         return f"Python's headers were not found ({header}); install python3-dev"
-    failure = _failure_of(compilers["C++"])
-    return None if failure is None else f"the C++ compiler {compilers['C++']} does not work here: {failure}"
-
-
-@cache
-def _failure_of(compiler: str) -> str | None:
-    """Why this C++ compiler cannot make a library that uses Python's headers and OpenMP, as Inductor's do; None if it can. Tried before an
-    output is begun: `auto` could not go back to eager latents later.
-    """
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            command = [compiler, "-shared", "-fPIC", "-fopenmp", f"-I{sysconfig.get_path('include')}"]
-            command += ["-x", "c++", "-", "-o", str(Path(folder, "trial.so"))]
-            done = subprocess.run(command, input=_TRIAL, capture_output=True, timeout=TRIAL_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    if done.returncode == 0:
-        return None
-    said = done.stderr.decode(errors="replace").splitlines()
-    return next((line for line in said if "error" in line), f"it ended with status {done.returncode}")
+        if tried:
+            _try_compiler(compilers["C++"])
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"the C++ compiler {compilers['C++']} does not work: {error}"
+    return None
+
+
+@cache  # of a success; after an error the next call tries again
+def _try_compiler(compiler: str) -> None:
+    """Compiles a library that uses Python's headers and OpenMP, as Inductor's do. Tried before an output is begun: `auto` could not go back
+    to eager latents later.
+
+    Raises:
+        OSError, SubprocessError: it cannot.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = [compiler, "-shared", "-fPIC", "-fopenmp", f"-I{sysconfig.get_path('include')}"]
+        command += ["-x", "c++", "-", "-o", str(Path(folder, "trial.so"))]
+        done = subprocess.run(command, input=_TRIAL, capture_output=True, timeout=TRIAL_S, check=False)
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").splitlines()
+        line = next((line for line in said if "error" in line), f"it ended with status {done.returncode}")
+        raise subprocess.SubprocessError(line)
 
 
 def check_compiled(error: Exception, advice: str) -> None:

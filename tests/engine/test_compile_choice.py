@@ -185,17 +185,29 @@ def test_without_a_compiler_auto_is_off_and_on_is_refused(tmp_path, without_comp
     assert choose(asked, here=False).on, "encoders of a cluster look for themselves"
 
 
-def test_with_a_compiler_that_fails_auto_is_off_and_on_is_refused_before_the_output_is_begun(tmp_path, monkeypatch):
-    broken = tmp_path / "g++"
-    broken.write_text("#!/bin/sh\necho 'In file x:' >&2\necho 'x:2:10: fatal error: omp.h: No such file' >&2\nexit 1\n")
-    broken.chmod(0o755)
-    monkeypatch.setenv("CXX", str(broken))
-    failure = f"the C++ compiler {broken} does not work here: x:2:10: fatal error: omp.h: No such file"
-    assert choose(context(tmp_path), LARGE).line == f"compile: off, {failure}"
-    asked = context(tmp_path, "engine.compile=on", "write.dtype=float16")
+def test_a_compiler_that_fails_is_refused_before_the_output_is_begun_and_tried_again_by_the_next_build(
+    tmp_path, monkeypatch
+):
+    compiler, full = tmp_path / "g++", tmp_path / "full"
+    compiler.write_text(
+        f"#!/bin/sh\n[ -e {full} ] || exit 0\necho 'In file x:' >&2\necho 'x.o: error: No space left on device' >&2\nexit 1\n"
+    )
+    compiler.chmod(0o755)
+    full.touch()
+    monkeypatch.setenv("CXX", str(compiler))
+    failure = f"engine.compile: the C++ compiler {compiler} does not work: x.o: error: No space left on device"
+    auto, asked = context(tmp_path), context(tmp_path, "engine.compile=on", "write.dtype=float16")
+    store = LocalStore(asked.job.output)
+    with pytest.raises(ConfigError, match=re.escape(f"{failure}; compiling pays for these inputs")):
+        choose(auto, LARGE)
     with pytest.raises(ConfigError, match=re.escape(failure)):
         choose(asked)
-    assert list(LocalStore(asked.job.output).keys("_compile")) == [compile_key(context(tmp_path).fingerprint)], "auto's"
+    assert not list(store.keys("_compile")), "what may pass decides nothing"
+    assert not choose(context(tmp_path, "clips.fps=4")).on, "few inputs need no compiler"
+    full.unlink()
+    assert choose(auto, LARGE).on
+    full.touch()
+    assert choose(auto, SMALL).on, "a success is remembered"
 
 
 @pytest.mark.parametrize("variable", ["TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE"])
