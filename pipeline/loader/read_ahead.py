@@ -32,6 +32,7 @@ class ReadAhead:
         self.stopped = threading.Event()
         self._process: int | None = None  # which started the threads
         self._ahead: deque[tuple[int, Future[Batch | None]]] = deque()
+        self._lock = threading.RLock()  # of `_ahead`: another thread may stop it
         self._living.add(self)
 
     def check(self) -> None:
@@ -57,29 +58,33 @@ class ReadAhead:
         `make` is not kept: a loader that is dropped without `close` goes at once, with its memory and threads.
         """
         self.check()
-        if self._ahead and self._ahead[0][0] != step:
-            self.clear()
-        following = self._ahead[-1][0] + 1 if self._ahead else step
-        for number in range(following, step + self._depth):
-            self._submit(number, make)
+        with self._lock:
+            if self._ahead and self._ahead[0][0] != step:
+                self.clear()
+            following = self._ahead[-1][0] + 1 if self._ahead else step
+            for number in range(following, step + self._depth):
+                self._submit(number, make)
+            first = self._ahead[0][1]
         try:
-            batch = self._ahead[0][1].result()
-            if self.stopped.is_set():
-                raise CancelledError
+            batch = first.result()
         except BaseException:
             self.clear()
             raise
-        self._ahead.popleft()
-        if batch is None:
-            self.clear()
-        else:
-            self._submit(step + self._depth, make)
+        with self._lock:
+            if self.stopped.is_set():
+                raise CancelledError
+            self._ahead.popleft()
+            if batch is None:
+                self.clear()
+            else:
+                self._submit(step + self._depth, make)
         return batch
 
     def clear(self) -> None:
         """Drops what was made ahead."""
-        while self._ahead:
-            self._ahead.popleft()[1].cancel()
+        with self._lock:
+            while self._ahead:
+                self._ahead.popleft()[1].cancel()
 
     def stop(self) -> None:
         """Leaves out all that has not begun."""
@@ -95,6 +100,8 @@ class ReadAhead:
         self.reads.shutdown()
 
     def _submit(self, step: int, make: Callable[[int], Batch | None]) -> None:
+        if self.stopped.is_set():
+            raise CancelledError
         self._ahead.append((step, self._plans.submit(make, step)))
 
 

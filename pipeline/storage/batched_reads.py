@@ -1,9 +1,9 @@
 """Several `preadv` of local files in one system call, Linux's `io_submit`: between reads no thread waits for the interpreter.
 
 A thread that comes back from `preadv` must get the interpreter's lock, for up to five milliseconds if training runs Python meanwhile; for
-the 16 tensors of a batch that is 16 times. Of a file that is read through the page cache the kernel has copied everything when the call
-returns, in the same thread and in order. Where the kernel does not offer it (other systems, a container's filter, too many contexts)
-nothing is read here, and the caller reads one after another.
+the 16 tensors of a batch that is 16 times, and twice with one call that begins all and one that waits for them. Of a file that is read
+through the page cache the kernel has copied everything when the first returns, in the same thread and in order. Where the kernel does not
+offer it (other systems, a container's filter, too many contexts) nothing is read here, and the caller reads one after another.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ class BatchedReads:
         own = self._of_thread
         if getattr(own, "process", None) != os.getpid():  # a forked process has none of the contexts of its parent
             own.process, own.context = os.getpid(), _Context.made(self._calls)
+        elif own.context is not None and not own.context.is_open:
+            own.context = _Context.made(self._calls)
         found: _Context | None = own.context
         return found
 
@@ -75,7 +77,9 @@ class _Context:
         self._vectors = ctypes.create_string_buffer(IOVEC.size * MOST_BUFFERS)
         self._first_vector, first = ctypes.addressof(self._vectors), ctypes.addressof(self._blocks)
         self._pointers = (ctypes.c_void_p * MOST_READS)(*range(first, first + len(self._blocks), IOCB.size))
-        weakref.finalize(self, _destroy, system, calls, number, os.getpid()).atexit = False
+        self._submitted = 0  # reads so far, rounded up to whole calls: numbers of the reads of a call begin there
+        self._close = weakref.finalize(self, _destroy, system, calls, number, os.getpid())
+        self._close.atexit = False
 
     @classmethod
     def made(cls, calls: _Calls | None) -> _Context | None:
@@ -89,9 +93,24 @@ class _Context:
             return None
         return cls(number.value, calls, system)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be used. A call that was interrupted by an exception, as by Ctrl-C, ends it."""
+        return self._close.alive
+
     def read(self, reads: Sequence[Read]) -> list[bool]:
         """As `BatchedReads.read`."""
-        found, wanted, at = [False] * len(reads), [], 0
+        try:
+            wanted = self._prepared(reads)
+            return self._done(wanted, self._call(self._calls.submit, len(reads), self._pointers))
+        except BaseException:
+            self._close()  # waits for reads under way, whose memory the caller may give back
+            raise
+
+    def _prepared(self, reads: Sequence[Read]) -> list[int]:
+        """Fills what is submitted. Returns the bytes of each read."""
+        wanted, at = [], 0
+        self._submitted += MOST_READS
         for number, (descriptor, start, buffers) in enumerate(reads):
             if len(buffers) == 1:
                 operation, place, size = PREAD, _address(buffers[0]), len(buffers[0])
@@ -102,16 +121,20 @@ class _Context:
                 for buffer in buffers:
                     IOVEC.pack_into(self._vectors, at * IOVEC.size, _address(buffer), len(buffer))
                     at += 1
-            fields = number, 0, 0, operation, 0, descriptor, place, size, start, 0, 0, 0
+            fields = self._submitted + number, 0, 0, operation, 0, descriptor, place, size, start, 0, 0, 0
             IOCB.pack_into(self._blocks, number * IOCB.size, *fields)
-        begun = self._call(self._calls.submit, len(reads), self._pointers)
-        waiting = max(0, begun)  # after -1, and for the reads after the first that the kernel refuses: nothing
-        while waiting:  # whatever happens: the kernel may still write into this memory
+        return wanted
+
+    def _done(self, wanted: list[int], begun: int) -> list[bool]:
+        """Waits for the reads that were begun: -1 or fewer than all if the kernel refused one."""
+        found, waiting = [False] * len(wanted), max(0, begun)
+        while waiting:
             got = self._call(self._calls.getevents, waiting, waiting, self._events, None)
             if got < 0 and ctypes.get_errno() != errno.EINTR:
                 raise OSError(ctypes.get_errno(), "io_getevents failed")
             for number, _, result, _ in EVENT.iter_unpack(self._events.raw[: max(0, got) * EVENT.size]):
-                found[number] = result == wanted[number]
+                place = number - self._submitted
+                found[place] = result == wanted[place]
             waiting -= max(0, got)
         return found
 

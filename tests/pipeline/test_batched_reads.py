@@ -112,6 +112,32 @@ def test_what_was_begun_is_waited_for_also_through_signals(files, monkeypatch):
     assert (bytes(reads[1][2][0]), len(interrupted)) == (data[1][6:16], 3)
 
 
+@pytest.mark.parametrize("when", ["submit", "getevents"])
+def test_an_exception_between_reads_and_their_end_leaves_nothing_for_the_next_call(files, monkeypatch, when):
+    """As Ctrl-C, which Python raises when the system call is over."""
+    descriptors, data = files
+    batched, before = BatchedReads(), contexts()
+    assert batched.read([read_of(descriptors[0], 0, 10)] * 2) == [True, True]
+    original = batched_reads._Context._call
+
+    def call(self, number, *arguments):
+        found = original(self, number, *arguments) if when == "submit" else 0
+        if number == getattr(self._calls, when):
+            raise KeyboardInterrupt
+        return found if when == "submit" else original(self, number, *arguments)
+
+    reads = [read_of(descriptors[0], 0, 10)] * MOST_READS
+    with monkeypatch.context() as patched:
+        patched.setattr(batched_reads._Context, "_call", call)
+        with pytest.raises(KeyboardInterrupt):
+            batched.read(reads)
+    late = [read_of(descriptors[1], LENGTH + 5, 10), read_of(descriptors[1], 7, 10)]
+    for _ in range(2):
+        assert batched.read(late) == [False, True]
+    assert bytes(late[1][2][0]) == data[1][7:17]
+    assert contexts() == before + 1
+
+
 def test_each_thread_has_a_context_which_goes_with_it(files):
     descriptors, data = files
     batched, before, most = BatchedReads(), contexts(), []
