@@ -392,14 +392,3 @@ def test_without_its_decoder_a_network_gives_the_same_latents_from_less_memory(n
     assert not any(key.startswith("decoder.") for key in held)
     with pytest.raises(RuntimeError, match="its decoder was dropped"):
         vae.decode(mean)
-
-
-def test_a_decoder_can_be_dropped_in_inference_mode_and_stays_dropped_on_another_backend():
-    family, config = config_of("leanvae")
-    vae = model.load(family, config=config, untrained=0)
-    with torch.inference_mode():
-        vae.drop_decoder()
-    mean, _ = encoded(vae)
-    assert torch.equal(mean, encoded(network("leanvae"))[0])
-    with pytest.raises(RuntimeError, match="its decoder was dropped"):
-        vae.with_backend("plain").decode(mean)
