@@ -56,7 +56,7 @@ class PublishedNetwork(nn.Module):
     A family defines `family`, `last_weight`, `add_layers`, `run_encoder` and `run_decoder`.
 
     Attributes:
-        config: complete published configuration. spec: LatentSpec. recompute: as given.
+        config: complete published configuration. spec: LatentSpec. recompute: as given; may be set later.
     """
 
     family: str
@@ -73,9 +73,19 @@ class PublishedNetwork(nn.Module):
         self.config = complete(self.family, config)
         self.spec = spec(self.family, self.config)
         self.add_layers()
-        modules: Iterable[Any] = self.modules()
-        for module in modules:
-            module.recompute = recompute  # read by `model.layers.run`
+        self.recompute = recompute
+
+    @property
+    def recompute(self) -> bool:
+        """Whether blocks keep only their input and run again in the backward pass."""
+        return self._recompute
+
+    @recompute.setter
+    def recompute(self, on: bool) -> None:
+        self._recompute = on
+        blocks: Iterable[Any] = (module for module in self.modules() if module is not self)
+        for block in blocks:
+            block.recompute = on  # read by `model.layers.run`
 
     @classmethod
     def empty(cls, config: Mapping[str, Any], *, recompute: bool = False) -> Self:
@@ -98,7 +108,8 @@ class PublishedNetwork(nn.Module):
     def forward(self, video_BCTHW: torch.Tensor, noise_BCthw: torch.Tensor | None = None) -> Reconstruction:
         """A video -> its reconstruction, not clamped. The latent is mean + deviation * noise, or the mean without noise.
 
-        Every parameter gets a gradient (zero if unused), also for one frame: data-parallel training needs it.
+        With noise every parameter gets a gradient (zero if unused), also for one frame: data-parallel training needs it. Without noise and
+        without a loss of the log-variance, parameters that only the log-variance depends on get none (LeanVAE's `std_layer`).
 
         Raises:
             ValueError: a video that does not fit; noise of another shape than the latent.

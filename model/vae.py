@@ -110,8 +110,9 @@ class CausalVAE:
             if not name.startswith(kept):
                 owner, _, leaf = name.rpartition(".")
                 # Shape and dtype stay: encoders ask the last layer for its dtype, and casts must find every layer.
-                gone = torch.nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
-                setattr(module.get_submodule(owner), leaf, gone)
+                with torch.inference_mode(False):  # parameters made in inference mode cannot be cast in place
+                    empty = torch.nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+                setattr(module.get_submodule(owner), leaf, empty)
         self._decodes = False
 
     # ---- entry points -----------------------------------------------------------------------------------------------

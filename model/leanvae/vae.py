@@ -55,13 +55,15 @@ class LeanVAE(SteppedVAE):
         return f"{super().__repr__()[:-1]}, {self.backend})"
 
     def with_backend(self, backend: str) -> LeanVAE:
-        """The same weights, device and dtype on another backend.
+        """The same weights, device and dtype on another backend; after `drop_decoder` without a decoder as well.
 
         Raises:
             ValueError: an unknown backend, or one that cannot run here.
         """
         provenance = (self.spec, self.config, self.sha256, self.device, self.dtype, self.checkpoint, self.seed)
-        return LeanVAE(self.network, *provenance, backend=backend)
+        other = LeanVAE(self.network, *provenance, backend=backend)
+        other._decodes = self._decodes
+        return other
 
     def encode_planes(
         self,

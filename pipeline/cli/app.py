@@ -207,7 +207,13 @@ def plan(
     variants: Variants = None,
     images: Images = None,
     dtype: Annotated[str | None, typer.Option(help="Type of stored latents. [default: float16]")] = None,
-    compile_: Compile = None,
+    compile_: Annotated[
+        str | None,
+        typer.Option(
+            "--compile",
+            help="Plan for a network run through torch.compile: auto, on or off. auto: where it pays in a new output. [default: auto]",
+        ),
+    ] = None,
     strict: Strict = None,
     config: Config = None,
     set_: Overrides = None,

@@ -13,22 +13,22 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from model.registry import family_of
+from model.registry import PRESETS, family_of, resolve
 from pipeline.errors import BuildError, ConfigError
 from pipeline.process.scratch import ScratchFolder
 
 COMPILE_S = 60.0
 """Seconds to compile the steps of one frame size on two cores: 7 to 54 were measured, by network."""
 _SAVED_CORE_S = {"leanvae": 0.066, "wfvae": 1.0, "wfvae2": 1.0, "ivvae": 16.0}
-# Parameters of the encoder in float32, MB, by network or else by family (there the largest of the others). WFVAE2 counts as WF-VAE.
+# Parameters of the encoder in float32, MB, of every preset. A constant, since the driver builds no network.
 _ENCODER_MB = {
-    "leanvae": 46,
-    "wfvae": 341,
-    "wfvae2": 341,
-    "ivvae": 182,
-    "leanvae-wan22-dim48": 139,
-    "ivvae-z16-dim96": 407,
+    **{"leanvae-dim4": 46, "leanvae-dim16": 46, "leanvae-mini-dim16": 4},
+    **{"leanvae-wan21-dim16": 46, "leanvae-wan22-dim48": 139},
+    **{f"wfvae-{size}-{d}ch": mb for size, mb in (("s", 152), ("m", 238), ("l", 339)) for d in (4, 8, 16, 32)},
+    "wfvae-m-888-32ch": 241,
+    **{"ivvae-z4": 180, "ivvae-z8": 180, "ivvae-z16": 182, "ivvae-z16-dim96": 407},
 }
+_LIKE = {"wfvae2": "wfvae"}  # has no preset
 COMPILE_THREADS = 4  # Inductor starts a process for each, which imports torch
 TRIAL_S = 120.0  # for a compiler to answer; half a second is usual
 _TRIAL = b"#include <Python.h>\n#include <omp.h>\n#include <vector>\nint threads() { return omp_get_max_threads(); }\n"
@@ -59,11 +59,22 @@ def packed_bytes(network: str, compute_dtype: str) -> int:
     product, so that a video's first step and its later ones share none.
     """
     floats = 1 if compute_dtype in ("float32", "float64") else 2
-    return 2 * _ENCODER_MB.get(network, _ENCODER_MB[family_of(network).name]) * 1_000_000 // floats
+    return 2 * _encoder_mb(network) * 1_000_000 // floats
 
 
-def missing_compiler(device: str) -> str | None:
-    """What this machine lacks to compile for `device`, and what to do about it; None if it has everything."""
+def _encoder_mb(network: str) -> int:
+    """The figure of a preset, or the largest of a family's presets."""
+    if (mb := _ENCODER_MB.get(resolve(network))) is not None:
+        return mb
+    family = _LIKE.get(name := family_of(network).name, name)
+    return max(mb for preset, mb in _ENCODER_MB.items() if PRESETS[preset].family == family)
+
+
+def missing_compiler(device: str, *, tried: bool = True) -> str | None:
+    """What this machine lacks to compile for `device`, and what to do about it; None if it has everything.
+
+    With `tried` the C++ compiler also has to compile a few lines, which may fail for a reason that passes, such as a full disk.
+    """
     for name in _SWITCHES_OFF:
         if os.environ.get(name) == "1":
             return f"torch.compile is switched off by {name}=1 in the environment; unset it"
@@ -78,26 +89,30 @@ def missing_compiler(device: str) -> str | None:
     header = Path(sysconfig.get_path("include"), "Python.h")
     if not header.exists():
         return f"Python's headers were not found ({header}); install python3-dev"
-    failure = _failure_of(compilers["C++"])
-    return None if failure is None else f"the C++ compiler {compilers['C++']} does not work here: {failure}"
-
-
-@cache
-def _failure_of(compiler: str) -> str | None:
-    """Why this C++ compiler cannot make a library that uses Python's headers and OpenMP, as Inductor's do; None if it can. Tried before an
-    output is begun: `auto` could not go back to eager latents later.
-    """
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            command = [compiler, "-shared", "-fPIC", "-fopenmp", f"-I{sysconfig.get_path('include')}"]
-            command += ["-x", "c++", "-", "-o", str(Path(folder, "trial.so"))]
-            done = subprocess.run(command, input=_TRIAL, capture_output=True, timeout=TRIAL_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    if done.returncode == 0:
-        return None
-    said = done.stderr.decode(errors="replace").splitlines()
-    return next((line for line in said if "error" in line), f"it ended with status {done.returncode}")
+        if tried:
+            _try_compiler(compilers["C++"])
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"the C++ compiler {compilers['C++']} does not work: {error}"
+    return None
+
+
+@cache  # of a success; after an error the next call tries again
+def _try_compiler(compiler: str) -> None:
+    """Compiles a library that uses Python's headers and OpenMP, as Inductor's do. Tried before an output is begun: `auto` could not go back
+    to eager latents later.
+
+    Raises:
+        OSError, SubprocessError: it cannot.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = [compiler, "-shared", "-fPIC", "-fopenmp", f"-I{sysconfig.get_path('include')}"]
+        command += ["-x", "c++", "-", "-o", str(Path(folder, "trial.so"))]
+        done = subprocess.run(command, input=_TRIAL, capture_output=True, timeout=TRIAL_S, check=False)
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").splitlines()
+        line = next((line for line in said if "error" in line), f"it ended with status {done.returncode}")
+        raise subprocess.SubprocessError(line)
 
 
 def check_compiled(error: Exception, advice: str) -> None:

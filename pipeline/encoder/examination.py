@@ -11,6 +11,7 @@ from pipeline.encoder.network import cuda_available, known_spec, load_torch, loa
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
+    from model.losslessness import Finding
     from pipeline.config import ModelConfig
 
 
@@ -23,7 +24,7 @@ def check_network(
         config: the network, with its device and compute dtype.
         size: of the frames, HxW.
         compiled: whether its steps run through `torch.compile`. Each is compiled first: minutes for a large network.
-        threads: of arithmetic [default: torch's choice]; they change sums, as in a build.
+        threads: of arithmetic [default: torch's choice]; they change sums, as in a build. Restored afterwards.
 
     Raises:
         ConfigError: a size the network cannot take, CUDA requested without a CUDA device, `compiled` without a compiler or for a network
@@ -40,20 +41,14 @@ def check_network(
     if compiled:
         _prepare_compiler(config, device, threads)
     torch = load_torch()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    vae = load_vae(config, device, dtype, compiled=compiled)
-    stride = vae.spec.space_stride
-    if height % stride or width % stride:
-        raise ConfigError(f"--size: {vae.spec.network} takes sides that are multiples of {stride}, got {size}")
-    from model.losslessness import examine
-
+    before = torch.get_num_threads()
     try:
-        with torch.inference_mode():
-            findings = list(examine(vae, height=height, width=width))
-    except RuntimeError as error:
-        check_compiled(error, "check the eager network with --compile off")
-        raise
+        if threads is not None:
+            torch.set_num_threads(threads)
+        vae = load_vae(config, device, dtype, compiled=compiled)
+        findings = _findings(vae, height, width)
+    finally:
+        torch.set_num_threads(before)
     return {
         "network": vae.spec.network,
         "weights_sha256": vae.weights_sha256,
@@ -66,6 +61,24 @@ def check_network(
         "ok": all(finding.ok for finding in findings),
         "findings": [{**asdict(finding), "ok": finding.ok} for finding in findings],
     }
+
+
+def _findings(vae: Any, height: int, width: int) -> list[Finding]:
+    """Raises ConfigError for a size the network cannot take, BuildError if `torch.compile` failed."""
+    stride = vae.spec.space_stride
+    if height % stride or width % stride:
+        raise ConfigError(
+            f"--size: {vae.spec.network} takes sides that are multiples of {stride}, got {height}x{width}"
+        )
+    torch = load_torch()
+    from model.losslessness import examine
+
+    try:
+        with torch.inference_mode():
+            return list(examine(vae, height=height, width=width))
+    except RuntimeError as error:
+        check_compiled(error, "check the eager network with --compile off")
+        raise
 
 
 def _prepare_compiler(config: ModelConfig, device: str, threads: int | None) -> None:

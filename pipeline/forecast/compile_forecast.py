@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pipeline.encoder import cuda_available, resolve_device
@@ -45,14 +45,19 @@ def compile_choice(job: EncodeJob, spec: LatentSpec, rules: ClipRules, shards: S
             raise ConfigError(f"engine.compile: got on, and {never}; use auto or off")
         return CompileChoice(False, never)
     if asked != "auto":
-        missing = missing_compiler(_device(job)[0]) if asked == "on" else None
-        return CompileChoice(asked == "on", f"engine.compile={asked}" + (f"; here {missing}" if missing else ""))
+        return _with_what_is_missing(CompileChoice(asked == "on", f"engine.compile={asked}"), job)
 
     def estimated(device: str, compute_dtype: str) -> CompileChoice:
         return estimate(spec.to_dict(), rules, shards, device, compute_dtype, lambda: float(os.cpu_count() or 1))
 
     choice = estimated(*resolve_device(job.model.device, job.model.compute_dtype, cuda=False))
-    return estimated(*_device(job)) if choice.on else choice  # what is off on a CPU is off on a GPU
+    choice = estimated(*_device(job)) if choice.on else choice  # what is off on a CPU is off on a GPU
+    return _with_what_is_missing(choice, job)
+
+
+def _with_what_is_missing(choice: CompileChoice, job: EncodeJob) -> CompileChoice:
+    missing = missing_compiler(_device(job)[0]) if choice.on else None
+    return choice if missing is None else replace(choice, reason=f"{choice.reason}; here {missing}")
 
 
 def forecast_compiling(

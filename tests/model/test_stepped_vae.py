@@ -129,3 +129,13 @@ def test_weights_that_run_as_they_are_loaded_are_held_once():
     assert cast
     assert all(tensor.dtype == torch.float32 for tensor in loaded.values())
     assert not same & cast
+
+
+def test_a_decoder_can_be_dropped_in_inference_mode_and_stays_dropped_on_another_backend():
+    vae, shown = model.load("leanvae", config=CONFIGS["leanvae"], untrained=0), video(5)
+    with torch.inference_mode():
+        vae.drop_decoder()
+    mean = vae.encode(shown)[0].mean
+    assert torch.equal(mean, NETWORKS["leanvae"].encode(shown)[0].mean)
+    with pytest.raises(RuntimeError, match="its decoder was dropped"):
+        vae.with_backend("plain").decode(mean)

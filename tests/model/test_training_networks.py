@@ -35,6 +35,9 @@ def test_every_trainable_network_fulfils_the_interface(name):
     network = trainable(name, config, seed=3, recompute=True)
     assert type(network) is kind
     assert network.recompute
+    assert {getattr(module, "recompute", False) for module in network.modules()} == {True}
+    network.recompute = False
+    assert not any(getattr(module, "recompute", False) for module in network.modules())
     assert config.items() <= network.config.items()
     again = trainable(name, network.config, seed=3).state_dict()
     assert all(torch.equal(again[key], tensor) for key, tensor in network.state_dict().items())

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from model import registry
@@ -55,7 +56,10 @@ def test_unknown_names_and_families_have_different_errors():
 
 
 def test_check_reports_its_measurements():
-    result = lathe("check", "leanvae", *TINY, "--untrained", 0, "--size", "16x24", "--device", "cpu")
+    threads = torch.get_num_threads()
+    more = ("--set", f"engine.threads={threads + 1}")
+    result = lathe("check", "leanvae", *TINY, *more, "--untrained", 0, "--size", "16x24", "--device", "cpu")
+    assert torch.get_num_threads() == threads
     assert "UNTRAINED" in result.stdout
     assert "lossless" in result.stdout.splitlines()[0]
     assert result.stdout.count("  ok") == 19

@@ -256,6 +256,10 @@ def test_plan_names_a_missing_compiler_where_compiling_is_asked_for_and_refuses_
     found, line = compile_of(tiny_job(tmp_path, tmp_path, "engine.compile=on", "model.device=cpu"))
     assert found.on
     assert "engine.compile=on; here no C++ compiler was found (no-such-compiler)" in line
+    monkeypatch.setenv("CXX", "false")  # found, and compiles nothing
+    found, line = compile_of(tiny_job(tmp_path, tmp_path, "model.device=cpu"))
+    assert found.on
+    assert "; here the C++ compiler false does not work: it ended with status 1" in line
     job = tiny_job(tmp_path, tmp_path, "engine.compile=on", **{"model.name": "taesd", "model.config": None})
     with pytest.raises(ConfigError, match="taesd is a network of diffusers"):
         compile_of(job)

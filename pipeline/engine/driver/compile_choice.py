@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from pipeline.records import Shard
     from pipeline.storage import Store
 
+_UNDECIDED = (
+    "; compiling pays for these inputs, so that engine.compile=auto needs a compiler that works, and has recorded nothing yet: mend it and "
+    "run the same command again, or set engine.compile=off"
+)
+
 
 def choose_compile(
     plain: BuildContext,
@@ -43,7 +48,8 @@ def choose_compile(
         encodes_here: whether encoders run on this machine. Those of a cluster look for a compiler themselves (`prepare_compiler`).
 
     Raises:
-        ConfigError: the job asks for what the output, the network or this machine does not allow.
+        ConfigError: the job asks for what the output, the network or this machine does not allow; with `auto` also where compiling pays and
+            the compiler that was found does not work. Nothing is recorded then.
     """
     asked, network = plain.job.engine.compile, plain.spec["network"]
     if (never := why_never_compiled(network)) is not None:
@@ -55,6 +61,8 @@ def choose_compile(
         choice = CompileChoice(asked == "on", f"engine.compile={asked}")
         if asked == "auto":
             choice = _estimated(plain, store, shards, cores)
+            if choice.on:  # a trial that fails records nothing: the reason may pass, a record stays
+                _need_compiler(plain.device, _UNDECIDED)
         elif choice.on and encodes_here:
             _need_compiler(plain.device, "")
         if _record(plain, store, choice):

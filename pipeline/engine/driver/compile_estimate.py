@@ -49,7 +49,8 @@ def estimate(
     compute_dtype: str,
     cores: Callable[[], float],
 ) -> CompileChoice:
-    """The choice of `auto` for a new output.
+    """The choice of `auto` for a new output. Where it is "on", a compiler was found and not tried yet: no lasting choice may follow from a
+    trial that fails for a reason that passes.
 
     Args:
         spec: of the network (`LatentSpec.to_dict`), which can be compiled.
@@ -78,7 +79,7 @@ def estimate(
         )
     if saved_s < PAYS * cost_s:
         return CompileChoice(False, f"{much} are too few: it would take about {cost_s:.0f} s and save {saved_s:.0f} s")
-    if (missing := missing_compiler(device)) is not None:
+    if (missing := missing_compiler(device, tried=False)) is not None:
         return CompileChoice(False, missing)
     return CompileChoice(True, f"{much}: it takes about {cost_s:.0f} s for each encoder and saves {saved_s:.0f} s")
 
