@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import threading
@@ -13,6 +14,7 @@ import pytest
 from pipeline.errors import AccessError
 from pipeline.loader import LatentDataset, LatentLoader
 from pipeline.loader.open_files import MOST, OpenFiles
+from pipeline.loader.read_ahead import ReadAhead
 from pipeline.storage.batched_reads import BatchedReads
 from pipeline.storage.range_reader import LocalRangeReader
 from tests.loader.outputs import SHORT, clip_of, write_output
@@ -58,7 +60,11 @@ def few_files():
     """Sets how many more files the process may open."""
     before, most, taken = resource.getrlimit(resource.RLIMIT_NOFILE), OpenFiles._most, []
 
+    for other in list(ReadAhead._living):  # loaders that tests left behind would close files meanwhile
+        other.close()
+
     def allow(more):
+        gc.collect()
         last = max(int(name) for name in os.listdir("/proc/self/fd"))
         resource.setrlimit(resource.RLIMIT_NOFILE, (last + 1 + more, before[1]))
         with suppress(OSError):
@@ -80,6 +86,7 @@ def test_more_files_than_the_process_may_open_are_read_in_turn(tmp_path, few_fil
     loader = LatentLoader(dataset, batch=2, epochs=2, threads=2, prefetch=2)
     few_files(9)
     assert len(list(loader)) == 24
+    loader.close()
     dataset.close()
     few_files(0)
     with pytest.raises(AccessError, match=r"cannot be opened: Too many open files; raise the limit .*ulimit -n"):
