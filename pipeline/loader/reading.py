@@ -259,7 +259,8 @@ class BatchReader:
                 elif self._cache is not None:
                     self._cache.put(item.index.hash(item.row, item.tensor), stored[item.place])
         if self._decoder is not None:
-            good = [item for item in items if all(failure.item is not item for failure in failed)]
+            unread = [failure.item for failure in failed]
+            good = [item for item in items if item not in unread]
             found = [(item, self._decoder.decode(item, stored, values, self._fetcher)) for item in good]
             failed += [Failure(item, error) for item, error in found if error is not None]
         seconds, size = time.perf_counter() - began, sum([item.length for span in spans for item in span.members])

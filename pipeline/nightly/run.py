@@ -230,7 +230,7 @@ def _publish(job: EncodeJob, store: Store, night: Night, control: Approval, *, p
 
 
 def _report(job: EncodeJob, store: Store, night: Night) -> None:
-    """Stores the page on the snapshot. A night whose page cannot be made has published all the same."""
+    """Stores the page on the snapshot. A night whose page cannot be made has published its rows."""
     device = "cpu" if job.model.device == "cpu" else "auto"  # as for the canary
     try:
         night.page = make_stored_report(
