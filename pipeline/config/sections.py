@@ -202,7 +202,7 @@ class NightlyConfig(Section):
     max_gpu_hours: float | None = Field(None, gt=0)
     """Hours that encoders are up, summed over them, after which no further shard is started. Each encoder has one GPU."""
     max_failed: int = Field(0, ge=0)
-    """Most shards and inputs that are given up (unreadable, denied) in a night that publishes the others nevertheless. The night ends as failed."""
+    """Most shards and inputs that are given up (unreadable, denied) in a night that still publishes the others. The night fails."""
     removed: Literal["keep", "drop"] = "keep"
     """Rows of inputs that are not listed any more: keep them, or drop them from the next snapshot."""
     new_corpus: Literal["refuse", "accept"] = "refuse"
