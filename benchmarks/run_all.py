@@ -69,7 +69,6 @@ NOT_RUN = {
     "letter_statistics": "writes data of the reader, measures nothing",
     "clients": "compares values, see `make clients`",
     "loader_peers": "part of loader",
-    "loader_rates": "part of loader",
 }
 REASONS = {"gpu": "no CUDA device", "videos": "needs --videos hiker.mp4 nasa_13013.mp4"}
 

@@ -43,7 +43,8 @@ class ModelConfig(Section):
     device: Annotated[str, matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")] = "auto"
     """`auto` (CUDA if available, else CPU), `cpu`, `cuda`, `cuda:N`."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of the network. `auto`: bfloat16 on CUDA, float32 on CPU. Part of the fingerprint."""
+    """Arithmetic of the network. `auto`: bfloat16 on CUDA, float32 on CPU. On a CPU without AVX-512 bfloat16 is several times slower than
+    float32. Part of the fingerprint."""
 
     @model_validator(mode="before")
     @classmethod

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from model.registry import PRESETS, family_of, resolve
-from pipeline.errors import BuildError, ConfigError
+from pipeline.errors import BuildError, ConfigError, StorageUnavailable
 from pipeline.process.scratch import ScratchFolder
 
 COMPILE_S = 60.0
@@ -92,6 +92,8 @@ def missing_compiler(device: str, *, tried: bool = True) -> str | None:
     try:
         if tried:
             _try_compiler(compilers["C++"])
+    except StorageUnavailable as error:
+        return f"the C++ compiler cannot be tried: {error}"
     except (OSError, subprocess.SubprocessError) as error:
         return f"the C++ compiler {compilers['C++']} does not work: {error}"
     return None
@@ -104,10 +106,11 @@ def _try_compiler(compiler: str) -> None:
 
     Raises:
         OSError, SubprocessError: it cannot.
+        StorageUnavailable: there is no room for the library.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with ScratchFolder() as folder:
         command = [compiler, "-shared", "-fPIC", "-fopenmp", f"-I{sysconfig.get_path('include')}"]
-        command += ["-x", "c++", "-", "-o", str(Path(folder, "trial.so"))]
+        command += ["-x", "c++", "-", "-o", str(folder / "trial.so")]
         done = subprocess.run(command, input=_TRIAL, capture_output=True, timeout=TRIAL_S, check=False)
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").splitlines()

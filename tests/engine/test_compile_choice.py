@@ -2,13 +2,15 @@
 
 import importlib
 import re
+import shutil
+import tempfile
 from dataclasses import replace
 
 import pytest
 import torch
 
 from model import registry
-from pipeline.encoder.compiling import packed_bytes, prepare_compiler
+from pipeline.encoder.compiling import _try_compiler, packed_bytes, prepare_compiler
 from pipeline.encoder.environment import environment
 from pipeline.engine.driver.compile_choice import choose_compile
 from pipeline.errors import ConfigError, OutputError
@@ -208,6 +210,16 @@ def test_a_compiler_that_fails_is_refused_before_the_output_is_begun_and_tried_a
     assert choose(auto, LARGE).on
     full.touch()
     assert choose(auto, SMALL).on, "a success is remembered"
+
+
+def test_a_temporary_folder_that_cannot_be_written_refuses_compiling_by_its_own_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", shutil.which("true"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    _try_compiler.cache_clear()
+    with pytest.raises(
+        ConfigError, match=r"the C\+\+ compiler cannot be tried: temporary folder .*gone cannot be written"
+    ):
+        choose(context(tmp_path, "engine.compile=on"))
 
 
 @pytest.mark.parametrize("variable", ["TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE"])
