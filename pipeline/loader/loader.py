@@ -200,7 +200,9 @@ class LatentLoader:
         Raises:
             TypeError: without end; give `epochs`.
         """
-        if (total := self._order.total()) is None:
+        with self._order_lock:  # threads that make batches ask the order at the same time
+            total = self._order.total()
+        if total is None:
             raise TypeError("this loader has no end: epochs=None")
         return total
 
@@ -291,6 +293,7 @@ class LatentLoader:
         )
 
     def _take(self) -> Batch | None:
+        self._ahead.check()  # before the watch, which uses its threads
         if self._watch.changed(self._step):
             self._ahead.clear()  # what was read ahead may hold these rows
         began = time.perf_counter()

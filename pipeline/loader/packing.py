@@ -73,7 +73,7 @@ class PackedEpoch:
     def _packed(self, sequences: int) -> bool:
         """Packs until there are so many sequences; False if there are fewer."""
         while (self._ends[-1] if self._ends else 0) < sequences:
-            if len(self._ends) == self._windows:
+            if len(self._ends) >= self._windows:
                 return False
             self._pack_next()
         return True

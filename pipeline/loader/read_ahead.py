@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections import deque
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.errors import ConfigError
 
@@ -15,6 +15,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.loader.batch import Batch
+
+
+class _Threads(ThreadPoolExecutor):
+    """Threads whose users learn that the loader was stopped between two of their calls by CancelledError, not by RuntimeError."""
+
+    def __init__(self, count: int, name: str, stopped: threading.Event) -> None:
+        super().__init__(count, thread_name_prefix=name)
+        self._stopped = stopped
+
+    def submit(self, *call: Any, **options: Any) -> Future[Any]:
+        """As that of any executor. Raises CancelledError after the loader was stopped."""
+        try:
+            return super().submit(*call, **options)
+        except RuntimeError:
+            if self._stopped.is_set():
+                raise CancelledError from None
+            raise
 
 
 class ReadAhead:
@@ -27,9 +44,9 @@ class ReadAhead:
 
     def __init__(self, depth: int, threads: int, at_once: int) -> None:
         self._depth = depth
-        self.reads = ThreadPoolExecutor(threads, thread_name_prefix="latents")
-        self._plans = ThreadPoolExecutor(at_once, thread_name_prefix="batches")
         self.stopped = threading.Event()
+        self.reads = _Threads(threads, "latents", self.stopped)
+        self._plans = ThreadPoolExecutor(at_once, thread_name_prefix="batches")
         self._process: int | None = None  # which started the threads
         self._ahead: deque[tuple[int, Future[Batch | None]]] = deque()
         self._lock = threading.RLock()  # of `_ahead`: another thread may stop it

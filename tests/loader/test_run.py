@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from itertools import islice
@@ -19,7 +20,11 @@ import torch.distributed as dist
 from pipeline.config import WriteConfig
 from pipeline.errors import ConfigError, OutputError
 from pipeline.ledger.takedowns import TAKEDOWNS, record_takedown
-from pipeline.loader import LatentDataset, LatentLoader
+from pipeline.loader import LatentDataset, LatentLoader, Pack, reading
+from pipeline.loader.maker import BatchMaker
+from pipeline.loader.order import Order
+from pipeline.loader.reading import BatchReader
+from pipeline.loader.slots import SlotFinder
 from pipeline.storage.batched_reads import BatchedReads
 from pipeline.storage.local import LocalStore
 from pipeline.storage.range_reader import LocalRangeReader
@@ -201,6 +206,55 @@ def test_what_was_to_be_read_is_not_waited_for_at_the_end(tmp_path, monkeypatch)
     assert len(reads) <= 2  # those that had begun, one for each batch
 
 
+@pytest.mark.parametrize(
+    ("part", "method"), [(BatchReader, "_fill"), (BatchMaker, "_read_columns"), (SlotFinder, "_indexes")]
+)
+def test_a_loader_that_is_stopped_before_its_reads_begin_says_that_it_was_cancelled(
+    tmp_path, monkeypatch, part, method
+):
+    output = write_output(tmp_path / "out", tmp_path, [[clip_of(100 * s, SHORT)] for s in range(6)])
+    loader = LatentLoader(LatentDataset.open(output.uri, columns="metadata"), batch=6, verify="always")
+    monkeypatch.setattr(reading, "DISK_TASK_BYTES", 1)
+    original = getattr(part, method)
+
+    def stopped_before(*arguments, **options):
+        if not options.get("held"):  # what is prepared ahead reads nothing
+            loader._ahead.stop()
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(part, method, stopped_before)
+    with pytest.raises(CancelledError):
+        next(iter(loader))
+
+
+def test_the_order_is_asked_by_one_thread_at_a_time(tmp_path, monkeypatch):
+    """It remembers what it has found: asked by two threads at once it may find other batches or none ever after."""
+    output = write_output(tmp_path / "out", tmp_path, mixed_shards())
+    busy, met = threading.Lock(), []
+
+    def alone(original):
+        def call(*arguments):
+            if not busy.acquire(blocking=False):
+                met.append(original.__name__)
+                return original(*arguments)
+            try:
+                time.sleep(0.005)
+                return original(*arguments)
+            finally:
+                busy.release()
+
+        return call
+
+    loader = LatentLoader(LatentDataset.open(output.uri), batch=Pack(60, sequences=2), epochs=2, prefetch=4)
+    for name in ("batch", "total"):
+        monkeypatch.setattr(Order, name, alone(getattr(Order, name)))
+    for step, _ in enumerate(loader):
+        assert step < len(loader)
+        loader.peek(step + 40)
+        loader.stats()
+    assert met == []
+
+
 # ---- its end -----------------------------------------------------------------------------------------------------------
 
 
@@ -209,7 +263,9 @@ def test_a_closed_loader_says_so_and_is_not_pickled(output):
         next(iter(loader))
         with pytest.raises(ConfigError, match="a loader cannot be pickled"):
             pickle.dumps(loader.as_iterable_dataset())
-    for use in (lambda: next(iter(loader)), lambda: loader.peek(0)):
+    with LatentLoader(LatentDataset.open(output.uri), batch=2, takedowns_every_s=0) as looking:
+        pass
+    for use in (lambda: next(iter(loader)), lambda: loader.peek(0), lambda: next(iter(looking))):
         with pytest.raises(ConfigError, match="this loader was closed"):
             use()
 
