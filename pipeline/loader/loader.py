@@ -221,7 +221,7 @@ class LatentLoader:
         Raises:
             ConfigError: the state is of another order (dataset, snapshot, filter, seed, rule, …); names the difference.
         """
-        self.seek(step_of(state, self._described))
+        self.seek(step_of(state, self._described, [one.store.root for one in self._datasets]))
 
     def seek(self, step: int) -> None:
         """Makes `step` the next one.

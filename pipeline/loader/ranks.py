@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
+from pipeline.loader.state import difference
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -32,7 +33,8 @@ def check_same_order(order: dict[str, Any], step: int, world: int, group: Proces
     for rank, other in enumerate(found):
         for name, value in found[0].items():
             if other.get(name) != value:
+                what, first, second = difference(name, value, other.get(name))
                 raise ConfigError(
-                    f"ranks read different orders: {name} is {value!r} on rank 0 and {other.get(name)!r} on rank {rank} of the group; give "
-                    "all the same arguments, and a snapshot by its number (out@3): the newest one changes"
+                    f"ranks read different orders: {what} is {first} on rank 0 and {second} on rank {rank} of the group; give all the "
+                    "same arguments, and a snapshot by its number (out@3): the newest one changes"
                 )

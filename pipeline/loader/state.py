@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
 VERSION = 1
 ADDED: dict[str, Any] = {"variants": "all", "sidecars": []}
 """Parts of an order that older states do not name, with what held then."""
+SHOWN, BEFORE = 300, 100  # characters of a value in a message, and how many of them before the first difference
+# `LatentDataset.identity` in parts, with their names in messages
+IDENTITY = re.compile(
+    r"(?P<output>.*?)(?:@(?P<snapshot>\d+)|:receipts):(?P<fingerprint>[^:]*):(?P<list_of_files>[0-9a-f]{16}|empty)"
+    r"(?::(?!with )(?P<where>.*?):(?P<rows_kept>[0-9a-f]{16}))?(?::with (?P<sidecars>.*))?",
+    re.DOTALL,
+)
 
 
 def described_rule(rule: BatchRule) -> str:
@@ -36,8 +44,8 @@ def make_state(step: int, order: dict[str, Any]) -> dict[str, Any]:
     return {"version": VERSION, "step": step, "order": order}
 
 
-def step_of(state: dict[str, Any], order: dict[str, Any]) -> int:
-    """The step at which the state goes on.
+def step_of(state: dict[str, Any], order: dict[str, Any], roots: Sequence[str]) -> int:
+    """The step at which the state goes on. `roots`: where the outputs of the datasets are.
 
     Weights may differ from that step on.
 
@@ -55,11 +63,33 @@ def step_of(state: dict[str, Any], order: dict[str, Any]) -> int:
         if name == "weights":
             was, ours = _before(was, step), _before(ours, step)
         if was != ours:
+            what, was, ours = difference(name, was, ours)
+            moved = re.fullmatch(r"snapshot of datasets\[(\d+)\]", what)
+            number = was.strip("'")  # of the snapshot, None with receipts
+            same = f"{roots[int(moved[1])]}@{number}" if moved and number != "None" else f"it with the same {name}"
             raise ConfigError(
-                f"state: {name} was {_short(was)}, this loader has {_short(ours)}, so that its order of batches is another one; "
-                f"open it with the same {name}, or start at step 0"
+                f"state: {what} was {was}, this loader has {ours}, so that its order of batches is another one; open {same}, "
+                "or start at step 0"
             )
     return step
+
+
+def difference(name: str, one: Any, other: Any) -> tuple[str, str, str]:
+    """Two values of a part of an order that differ: what of it does, and this of each as text, cut around the first difference."""
+    if name in ("datasets", "sidecars") and isinstance(one, list) and isinstance(other, list):
+        if len(one) != len(other):
+            return f"number of {name}", str(len(one)), str(len(other))
+        place = next(i for i, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1])
+        name, one, other = f"{name}[{place}]", one[place], other[place]
+        first, second = IDENTITY.fullmatch(str(one)), IDENTITY.fullmatch(str(other))
+        if first and second:
+            part = next(part for part in first.groupdict() if first[part] != second[part])
+            name, one, other = f"{part.replace('_', ' ')} of {name}", first[part], second[part]
+    texts = [repr(one), repr(other)]
+    at = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), 0)
+    start = max(0, at - BEFORE) if max(map(len, texts)) > SHOWN else 0
+    shown = ["…" * (start > 0) + text[start:][:SHOWN] + "…" * (len(text) > start + SHOWN) for text in texts]
+    return name, shown[0], shown[1]
 
 
 def _before(weights: Any, step: int) -> Any:
@@ -68,4 +98,4 @@ def _before(weights: Any, step: int) -> Any:
 
 def _short(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 300 else f"{text[:300]}…"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

@@ -17,6 +17,7 @@ from pipeline.loader.dataset import LatentDataset
 from pipeline.loader.loader import LatentLoader
 from pipeline.loader.mixture import Weights
 from pipeline.loader.rules import Pack, Tokens
+from tests.loader.outputs import SHORT, clip_of, write_output
 from tests.pipeline.latent_clips import values_of
 
 KINDS = ("parquet", "moments", "tar", "tar_moments")
@@ -227,11 +228,14 @@ def test_counted_epochs_end_and_endless_ones_have_no_length(films):
         ({"seed": 1}, r"state: seed was 0, this loader has 1"),
         ({"batch": 2}, r"state: batch was 'Same\(size=4\)', this loader has 'Same\(size=2\)'"),
         ({"shuffle": "full"}, r"state: shuffle was 'window:64', this loader has 'full'"),
-        ({"where": "num_frames > 1"}, r"state: datasets was .*num_frames > 1"),
+        ({"where": "num_frames > 1"}, r"state: where of datasets\[0\] was None, this loader has 'num_frames > 1', so"),
         ({"epochs": 3}, r"state: epochs was None, this loader has 3"),
         ({"drop_last": False}, r"state: drop_last was True, this loader has False"),
         ({"image_ratio": 0.5}, r"state: image_ratio was None, this loader has 0.5"),
-        ({"kind": "tar"}, r"state: datasets was \['films@1:f0e1d2c3:"),
+        (
+            {"kind": "tar"},
+            r"state: list of files of datasets\[0\] was '\w{16}', this loader has '\w{16}'.*the same datasets",
+        ),
         ({"weights": [2.0]}, r"state: weights was None, this loader has"),
     ],
 )
@@ -241,6 +245,43 @@ def test_a_state_of_another_order_is_refused(films, changes, message):
     dataset = opened(films, changes.pop("kind", "parquet"), where=changes.pop("where", None))
     with pytest.raises(ConfigError, match=message):
         LatentLoader(dataset, **changes).load_state_dict(state)
+
+
+def test_a_state_says_which_dataset_was_another_and_in_what(films, tmp_path):
+    output = write_output(tmp_path / "out", tmp_path, [[clip_of(n, SHORT) for n in range(3)]])
+    long = f"num_frames > 1 and caption not in ({', '.join(map(repr, 'abcdefghijklmnopqrstuvwxyz' * 20))})"
+    wheres = [long, *(f"num_frames > {-n}" for n in range(8)), f"{long} and width > 4"]
+
+    def loader(newest, *changed, **options):
+        datasets = [opened(films, where=where) for where in (*wheres[: len(wheres) - len(changed)], *changed)]
+        return LatentLoader([*datasets, newest], batch=1, small_buckets="drop", **options)
+
+    newest = LatentDataset.open(output.uri)
+    state = json.loads(json.dumps(loader(newest).state_dict()))
+    write_output(output.uri, tmp_path, [[clip_of(100 + n, SHORT) for n in range(3)]], first=1)
+    moved = LatentDataset.open(output.uri)
+    for other, message in (
+        (
+            loader(newest, f"{long} and width > 5"),
+            r"where of datasets\[9\] was …[^…]*> 4\", this loader has …[^…]*> 5\"",
+        ),
+        (loader(moved), rf"snapshot of datasets\[10\] was '1', this loader has '2'.*; open {output.uri}@1, or start"),
+        (
+            LatentLoader([newest], batch=1),
+            r"number of datasets was 11, this loader has 1, so .*; open it with the same",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=f"^state: {message}") as refused:
+            other.load_state_dict(state)
+        assert len(str(refused.value)) < 900
+    state = LatentLoader(moved, batch=1).state_dict()
+    received = LatentLoader(LatentDataset.open(output.uri, receipts=True), batch=1)
+    with pytest.raises(
+        ConfigError, match=rf"snapshot of datasets\[0\] was '2', this loader has None.*open {output.uri}@2"
+    ):
+        received.load_state_dict(state)
+    with pytest.raises(ConfigError, match=r"snapshot of datasets\[0\] was None, .*open it with the same datasets"):
+        LatentLoader(moved, batch=1).load_state_dict(received.state_dict())
 
 
 def test_weights_may_change_after_the_step_of_the_state_but_not_before(films):
