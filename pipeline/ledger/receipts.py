@@ -70,7 +70,10 @@ class Ledger:
             OutputError: not a latent set, one of a newer format version, or a foreign file of that name.
         """
         if (found := read_latent_set(self._store)) is None:
-            raise OutputError(f"{self._store.root} is not a latent set: it has no {CURRENT.set_key}")
+            raise OutputError(
+                f"{self._store.root} is not a latent set: it has no {CURRENT.set_key}; give the output of `lathe encode` itself, not a "
+                "folder above or below it"
+            )
         return found
 
     def listed(self, *, empty: bool = False) -> Iterator[ObjectInfo]:

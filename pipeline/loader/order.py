@@ -6,6 +6,7 @@ Ranks, threads and machines do not enter: every rank computes the same order and
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import lcm
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import ConfigError
@@ -13,7 +14,7 @@ from pipeline.loader.arguments import integer, number
 from pipeline.loader.epoch import RowsOfBucket, file_window
 from pipeline.loader.mixture import Mixture, Weights, checked
 from pipeline.loader.part import Part, PartOptions
-from pipeline.loader.rules import Pack, check_world, unknown_buckets
+from pipeline.loader.rules import Pack, Tokens, check_world, unknown_buckets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,7 +85,7 @@ class Order:
         if image_ratio is not None and not 0.0 < (image_ratio := number("image_ratio", image_ratio, 0.0, 1.0)) < 1.0:
             raise ConfigError(f"image_ratio: expected a number between 0 and 1, got {image_ratio}")
         limits = epoch_limits(epochs, len(datasets))
-        self._rule, self._image_ratio = rule, image_ratio
+        self._rule, self._image_ratio, self._small_buckets = rule, image_ratio, small_buckets
         options = PartOptions(rule, integer("seed", seed), file_window(shuffle), drop_last, small_buckets)
         self._parts = [
             Part(place, dataset.identity, dataset.buckets, options, epochs=limit, images=images)
@@ -116,11 +117,12 @@ class Order:
     def check_world(self, world: int) -> None:
         """Raises ConfigError where `world` ranks cannot share every batch equally."""
         if isinstance(self._rule, Pack):
-            check_world(self._rule.sequences, world, "Pack.sequences")
+            check_world(self._rule.sequences, world, f"Pack.sequences is {self._rule.sequences}")
             return
         for part in self._parts:
             for bucket, size in part.sizes().items():
-                check_world(size, world, f"bucket {bucket}")
+                multiple = lcm(self._rule.multiple, world) if isinstance(self._rule, Tokens) else None
+                check_world(size, world, f"bucket {bucket} has {size} latents", multiple)
 
     def _default_weights(self, datasets: int) -> list[Weights]:
         each = [sum(part.weight() for part in self._parts if part.dataset == place) for place in range(datasets)]
@@ -135,11 +137,12 @@ class Order:
             of_dataset = [part for part in parts if part.dataset == place]
             used = not explicit or any(item.values[place] > 0 for item in weights)
             if used and all(part.empty for part in of_dataset):
-                raise ConfigError(_not_one(dataset.identity, "", of_dataset))
+                raise ConfigError(_not_one(dataset.identity, "", of_dataset, self._rule, self._small_buckets))
         for images, kind in ((False, " of videos"), (True, " of images")):
             of_kind = [part for part in parts if part.images is images]
             if of_kind and all(part.empty for part in of_kind):
-                raise ConfigError(_not_one(", ".join(dataset.identity for dataset in datasets), kind, of_kind))
+                names = ", ".join(dataset.identity for dataset in datasets)
+                raise ConfigError(_not_one(names, kind, of_kind, self._rule, self._small_buckets))
         for part in parts:
             if not explicit or any(item.values[part.dataset] > 0 for item in weights):
                 part.check_small_buckets()
@@ -181,9 +184,16 @@ def _check_different(datasets: SequenceOf[DatasetRows]) -> None:
         )
 
 
-def _not_one(identity: str, kind: str, parts: list[Part]) -> str:
+def _not_one(identity: str, kind: str, parts: list[Part], rule: BatchRule, small_buckets: str) -> str:
     shown = "; ".join(part.shown() for part in parts if kind or part.images is not True or part.shown() != "nothing")
-    return (
-        f"batch: dataset {identity} gives not one global batch{kind}; it has {shown} (bucket and rows); "
-        "lower the batch size, or give drop_last=False"
-    )
+    rows = [count for part in parts for count in part.rows_used()]
+    if shown == "nothing":
+        advice = "leave image_ratio out, or add a dataset that has some"
+    elif isinstance(rule, Pack):
+        advice = f"lower Pack.sequences ({rule.sequences}), or give drop_last=False"
+    elif not rows:
+        advice = "give the size of a batch for one of them"
+    else:
+        size = "Tokens.budget, for a batch of" if isinstance(rule, Tokens) else "the batch size to"
+        advice = f"lower {size} at most {max(rows) if small_buckets == 'drop' else min(rows)}, or give drop_last=False"
+    return f"batch: dataset {identity} gives not one global batch{kind}; it has {shown}; {advice}"

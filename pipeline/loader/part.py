@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.loader.rules import BatchRule
 
 EPOCHS_HELD = 2  # of each part: the present one, and the next while its first batches are fetched ahead
+NAMED = 20  # buckets in a message
 Made = TypeVar("Made", Epoch, PackedEpoch)
 
 
@@ -69,8 +70,13 @@ class Part:
             self.empty = not self._per_epoch
 
     def shown(self) -> str:
-        """Buckets and rows as text."""
-        return ", ".join(f"{name} {found.total}" for name, found in sorted(self._buckets.items())) or "nothing"
+        """Buckets with their rows and batches, as text."""
+        return self._named(sorted(self._buckets)) or "nothing"
+
+    def rows_used(self) -> list[int]:
+        """Rows in an epoch of each bucket that the rule uses, without those that have none."""
+        rows = [round(share.keep * self._buckets[name].total) for name, share in self._shares.items()]
+        return [count for count in rows if count]
 
     def sizes(self) -> dict[str, int]:
         """Latents of a global batch of each bucket."""
@@ -121,19 +127,22 @@ class Part:
         small = sorted(name for name, length in self._lengths.items() if not length)
         if not small or self._options.small_buckets == "drop":
             return
-        shown = ", ".join(
-            f"{name} ({self._rows_used(name)}, batch of {self._shares[name].size})" for name in small[:20]
-        )
-        more = f" and {len(small) - 20} more" if len(small) > 20 else ""
         drop = ", or drop_last=False" if self._options.drop_last else ""
         raise ConfigError(
-            f"batch: buckets of dataset {self._identity} are too small for one batch, their rows would never be read: {shown}{more}; "
-            f'give each a batch that fits, {{"{small[0]}": …}}, or small_buckets="drop" to leave them out{drop}'
+            f"batch: buckets of dataset {self._identity} are too small for one batch, their rows would never be read: "
+            f'{self._named(small)}; give each a batch that fits, {{"{small[0]}": …}}, or small_buckets="drop" to leave them out{drop}'
         )
 
-    def _rows_used(self, bucket: str) -> str:
-        total, keep = self._buckets[bucket].total, self._shares[bucket].keep
-        return f"{total} rows" if keep == 1.0 else f"{round(keep * total)} of {total} rows kept"
+    def _named(self, buckets: list[str]) -> str:
+        more = f" and {len(buckets) - NAMED} more" if len(buckets) > NAMED else ""
+        return ", ".join(f"{name} ({self._described(name)})" for name in buckets[:NAMED]) + more
+
+    def _described(self, bucket: str) -> str:
+        total, share = self._buckets[bucket].total, self._shares.get(bucket)
+        if share is None:
+            return f"{total} rows" if isinstance(self._options.rule, Pack) else f"{total} rows, not named in batch"
+        rows = f"{total} rows" if share.keep == 1.0 else f"{round(share.keep * total)} of {total} rows kept"
+        return f"{rows}, batch of {share.size}"
 
     def _plain(self, number: int) -> Epoch:
         options = self._options

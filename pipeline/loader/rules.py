@@ -127,13 +127,16 @@ def parse_rule(batch: Any) -> BatchRule:
     return Same(integer("batch", batch, 1))
 
 
-def check_world(size: int, world: int, what: str) -> None:
-    """Raises ConfigError where `world` ranks cannot share a global batch of `size` equally; names the worlds that can."""
+def check_world(size: int, world: int, what: str, multiple: int | None = None) -> None:
+    """Raises ConfigError where `world` ranks cannot share a global batch of `size` equally; names the worlds that can.
+
+    `what` has this size, as a sentence; `multiple`: the one of `Tokens` that gives another.
+    """
     if size % world:
         worlds = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
+        wanted = f"expected a multiple of {world}" if multiple is None else f"give Tokens(…, multiple={multiple})"
         raise ConfigError(
-            f"batch: {what} has {size} latents, which {world} ranks cannot share equally; "
-            f"expected a multiple of {world} (worlds that divide {size}: {worlds})"
+            f"batch: {what}, which {world} ranks cannot share equally; {wanted} (worlds that divide {size}: {worlds})"
         )
 
 

@@ -225,7 +225,7 @@ def test_a_prefix_gives_the_first_frames_of_all_that_are_long_enough(tmp_path):
         (
             "parquet",
             {"batch": {"9x32x40": 64}},
-            r"gives not one global batch; it has .*9x32x40 15.*lower the batch size",
+            r"gives not one global batch; it has .*9x32x40 \(15 rows, batch of 64\); lower the batch size to at most 15,",
         ),
         ("parquet", {"dp_rank": 2, "dp_world": 2}, r"dp_rank: expected 0 to 1 for dp_world 2, got 2"),
         ("parquet", {"prefetch": 0}, r"prefetch: expected a whole number >= 1, got 0"),

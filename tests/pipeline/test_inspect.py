@@ -188,7 +188,7 @@ def test_what_is_not_ours_is_said_so(store: Store, tmp_path: Path) -> None:
             inspect_path(str(tmp_path / name), CONFIG)
     with pytest.raises(NotFound):
         inspect_path(str(tmp_path / "missing.tar"), CONFIG)
-    with pytest.raises(OutputError, match=r"not a latent set: it has no _latentset\.json"):
+    with pytest.raises(OutputError, match=r"not a latent set: it has no _latentset\.json; give the output"):
         inspect_path(str(tmp_path / "nowhere"), CONFIG)
 
 
