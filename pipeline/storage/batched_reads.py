@@ -40,7 +40,7 @@ class _Calls(NamedTuple):
 _CALLS = {"x86_64": _Calls(206, 207, 209, 208), "aarch64": _Calls(0, 1, 2, 4)}
 
 
-# File descriptor, offset in the file, and memory to be filled with what follows there, one after another (writable, not empty).
+# File descriptor, offset in the file, and memory to be filled with what follows there, one after another (writable).
 Read = tuple[int, int, "Sequence[memoryview]"]
 
 
@@ -48,14 +48,21 @@ class BatchedReads:
     """Reads for any number of threads; each has a context of the kernel, which goes with the thread."""
 
     def __init__(self) -> None:
-        self._calls = _CALLS.get(platform.machine()) if sys.platform == "linux" else None
+        # A 32-bit Python on a 64-bit machine makes other system calls under these numbers.
+        known = sys.platform == "linux" and sys.maxsize > 2**32
+        self._calls = _CALLS.get(platform.machine()) if known else None
         self._of_thread = threading.local()
 
     def read(self, reads: Sequence[Read]) -> list[bool]:
         """Whether each was read in full. Others are to be made one by one, which says why: they failed, ended early or were not begun."""
         fits = 1 < len(reads) <= MOST_READS and sum([len(buffers) for _, _, buffers in reads]) <= MOST_BUFFERS
         context = self._context() if fits and self._calls is not None else None
-        return [False] * len(reads) if context is None else context.read(reads)
+        if context is not None:
+            try:
+                return context.read(reads)
+            except OSError:  # the results are refused, by a container's filter: for good
+                self._calls = None
+        return [False] * len(reads)
 
     def _context(self) -> _Context | None:
         own = self._of_thread
@@ -99,7 +106,7 @@ class _Context:
         return self._close.alive
 
     def read(self, reads: Sequence[Read]) -> list[bool]:
-        """As `BatchedReads.read`."""
+        """As `BatchedReads.read`. Raises OSError, with the context closed, where the kernel does not give the results."""
         try:
             wanted = self._prepared(reads)
             return self._done(wanted, self._call(self._calls.submit, len(reads), self._pointers))
@@ -145,6 +152,8 @@ class _Context:
 
 
 def _address(buffer: memoryview) -> int:
+    if not buffer:  # which has no address
+        return 0
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 

@@ -86,12 +86,26 @@ def test_a_kernel_that_does_not_offer_it_leaves_all(files, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(batched_reads, "_CALLS", {})
         assert BatchedReads().read(reads) == [False, False]
-    for refused in batched_reads._CALLS["x86_64"]._fields[::2]:  # setup, submit: a number that no call has, ENOSYS
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "maxsize", 2**31 - 1)  # of a 32-bit Python, whose system calls have other numbers
+        assert BatchedReads().read(reads) == [False, False]
+    assert bytes(reads[0][2][0]) == bytes(5)
+    for refused in ("setup", "submit", "getevents"):  # a number that no call has: ENOSYS
         calls = {name: one._replace(**{refused: 100_000}) for name, one in batched_reads._CALLS.items()}
         with monkeypatch.context() as patched:
             patched.setattr(batched_reads, "_CALLS", calls)
-            assert BatchedReads().read(reads) == [False, False]
-    assert bytes(reads[0][2][0]) == bytes(5)
+            batched, before = BatchedReads(), contexts()
+            for _ in range(2):
+                assert batched.read(reads) == [False, False]
+            del batched
+            assert contexts() == before  # what was submitted was waited for, so nothing is written any more
+
+
+def test_empty_reads_are_read_in_full(files):
+    descriptors, data = files
+    reads = [read_of(descriptors[0], 5, 0), read_of(descriptors[0], 5, 0, 3, 0), read_of(descriptors[1], 7, 4)]
+    assert BatchedReads().read(reads) == [True, True, True]
+    assert (bytes(reads[1][2][1]), bytes(reads[2][2][0])) == (data[0][5:8], data[1][7:11])
 
 
 def test_what_was_begun_is_waited_for_also_through_signals(files, monkeypatch):
