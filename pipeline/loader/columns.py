@@ -44,7 +44,19 @@ def read_columns(
 
     Raises:
         InputError: not the file that its index and the manifest describe.
+        StorageUnavailable: the store failed for too long.
     """
+    return store.patiently(lambda: _read_columns(store, files, number, index, names, positions))
+
+
+def _read_columns(
+    store: Store,
+    files: DataFiles,
+    number: int,
+    index: FileIndex | None,
+    names: Sequence[str],
+    positions: np.ndarray | None,
+) -> pa.Table:
     key, size, rows = (files.value(name, number) for name in ("key", "bytes", "file_rows"))
     try:
         if key.endswith(".tar"):

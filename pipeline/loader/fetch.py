@@ -1,20 +1,21 @@
 """Reads of tensors into given memory: one ranged read a tensor, neighbours in one file together, hashes checked.
 
-Files stay open up to a number; a store that fails for a while is asked again by its own client, a local one here.
+Files stay open up to a number; a store that fails for a while is asked again (`Store.patiently`).
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from pipeline.errors import InputError, StorageUnavailable
 from pipeline.format.tensors import payload_hash
 from pipeline.loader.open_files import OpenFiles
+from pipeline.storage import Result
 from pipeline.storage.range_reader import read_together
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 GAP_BYTES = 64 * 1024  # read and thrown away, rather than asked for in two reads
 READ_BYTES = 32 * 1024 * 1024  # most bytes of one read of several tensors
 OPEN_AT_ONCE = 16  # files that a thread keeps open while it reads from them
-TRIES, PAUSE_S = 3, 0.2
 
 
 @dataclass(slots=True, eq=False)
@@ -91,7 +91,6 @@ class Fetcher:
         self._store, self._files = store, files
         self._open = OpenFiles()
         self._gap = threading.local()
-        self.retries = 0
 
     def read(
         self, spans: Sequence[Span], memory: Sequence[memoryview], stopped: Callable[[], bool] = lambda: False
@@ -110,36 +109,33 @@ class Fetcher:
                 raise CancelledError
             held = self._open.held_of({span.file for span in part})
             reads = [
-                (held.get(span.file) or self._opened(span.file), span.start, self._buffers(span, memory))
+                (
+                    held.get(span.file) or self._patiently(span, partial(self._opened, span.file)),
+                    span.start,
+                    self._buffers(span, memory),
+                )
                 for span in part
             ]
-            for span, (reader, start, buffers), done in zip(part, reads, read_together(reads), strict=True):
+            for span, (_, start, buffers), done in zip(part, reads, read_together(reads), strict=True):
                 if done:
                     continue
                 if stopped():
                     raise CancelledError
-                try:
-                    stop = start + reader.read_into(start, buffers)
-                except StorageUnavailable as error:
-                    stop = start + self._tried_again(span, buffers, error)
+                stop = start + self._patiently(span, partial(self._read_one, span.file, start, buffers))
                 if stop < span.stop:
                     cut += [item for item in span.members if item.stop > stop]
         return cut
 
-    def _tried_again(self, span: Span, buffers: list[memoryview], error: StorageUnavailable) -> int:
-        """Bytes of a span that were read after `error`. Raises as `read`."""
-        for attempt in range(1, TRIES + 1):
-            self.retries += 1
-            self._open.forget(span.file)
-            if attempt == TRIES or self._store.retries_itself:
-                break
-            time.sleep(PAUSE_S * 2 ** (attempt - 1))
-            try:
-                return self._opened(span.file).read_into(span.start, buffers)
-            except StorageUnavailable as again:
-                error = again
-        where = self.describe(span.file, span.start, span.stop - span.start)
-        raise StorageUnavailable(f"{where} could not be read: {error.message}", uri=error.uri) from error
+    def _patiently(self, span: Span, read: Callable[[], Result]) -> Result:
+        """As `Store.patiently`; the error names file and range."""
+        try:
+            return self._store.patiently(read)
+        except StorageUnavailable as error:
+            where = self.describe(span.file, span.start, span.stop - span.start)
+            raise StorageUnavailable(f"{where} could not be read: {error.message}", uri=error.uri) from error
+
+    def _read_one(self, file: int, start: int, buffers: list[memoryview]) -> int:
+        return self._open.read_into(file, lambda: self._reader(file), start, buffers)
 
     def describe(self, file: int, offset: int, length: int) -> str:
         """File and range as text."""
@@ -191,4 +187,7 @@ class Fetcher:
         return view
 
     def _opened(self, file: int) -> RangeReader:
-        return self._open.get(file, lambda: self._store.open_reader(self._files.value("key", file)))
+        return self._open.get(file, lambda: self._reader(file))
+
+    def _reader(self, file: int) -> RangeReader:
+        return self._store.open_reader(self._files.value("key", file))

@@ -182,7 +182,7 @@ class IndexCache:
     def columns(self, number: int, names: Sequence[str]) -> pa.Table:
         """Columns of an index, without the cache. Raises as `get`."""
         key = self._files.value("index_key", number)
-        data = with_files_closed(lambda: self._store.read(key))
+        data = self._store.patiently(lambda: with_files_closed(lambda: self._store.read(key)))
         if (found := hashlib.sha256(data).hexdigest()) != (wanted := self._files.value("index_sha256", number)):
             raise InputError(
                 f"{self._store.uri(key)} is not the index that was recorded: sha256 {found}, expected {wanted}; see `lathe verify`"

@@ -242,8 +242,8 @@ class LatentLoader:
         return [] if found is None else [slot.id for slot in found.slots]
 
     def stats(self) -> dict[str, Any]:
-        """Counters since the loader was made, see `LoaderStats`; `retries` of local files."""
-        return {**self._stats.to_dict(), "retries": sum(one.fetcher.retries for one in self._datasets)}
+        """Counters since the loader was made, see `LoaderStats`; `retries` of local files since the datasets were opened."""
+        return {**self._stats.to_dict(), "retries": sum(one.store.retried for one in self._datasets)}
 
     @property
     def order_digest(self) -> str:

@@ -8,11 +8,11 @@ import weakref
 from collections import OrderedDict
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
-from pipeline.errors import AccessError
+from pipeline.errors import AccessError, StorageUnavailable
 from pipeline.storage.local_errors import TOO_MANY_OPEN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from pipeline.storage.range_reader import RangeReader
 
@@ -56,10 +56,16 @@ class OpenFiles:
                 self._held.popitem(last=False)
             return held
 
-    def forget(self, number: int) -> None:
-        """Lets one file go."""
-        with self._lock:
-            self._held.pop(number, None)
+    def read_into(
+        self, number: int, opened: Callable[[], RangeReader], start: int, buffers: Sequence[memoryview]
+    ) -> int:
+        """`RangeReader.read_into` of a file, which is let go if the store fails: NFS may not know the open file any more (ESTALE)."""
+        try:
+            return self.get(number, opened).read_into(start, buffers)
+        except StorageUnavailable:
+            with self._lock:
+                self._held.pop(number, None)
+            raise
 
     def clear(self) -> None:
         """Lets all files go. Later reads open them again."""

@@ -10,6 +10,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.errors import ConfigError
+from pipeline.storage.patience import end_pauses_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class _Threads(ThreadPoolExecutor):
-    """Threads whose users learn that the loader was stopped between two of their calls by CancelledError, not by RuntimeError."""
+    """Threads of a loader. When it is `stopped`, what waits for a store ends, and what is submitted raises CancelledError."""
 
     def __init__(self, count: int, name: str, stopped: threading.Event) -> None:
-        super().__init__(count, thread_name_prefix=name)
+        super().__init__(count, thread_name_prefix=name, initializer=end_pauses_at, initargs=(stopped,))
         self._stopped = stopped
 
     def submit(self, *call: Any, **options: Any) -> Future[Any]:
@@ -46,7 +47,7 @@ class ReadAhead:
         self._depth = depth
         self.stopped = threading.Event()
         self.reads = _Threads(threads, "latents", self.stopped)
-        self._plans = ThreadPoolExecutor(at_once, thread_name_prefix="batches")
+        self._plans = _Threads(at_once, "batches", self.stopped)
         self._process: int | None = None  # which started the threads
         self._ahead: deque[tuple[int, Future[Batch | None]]] = deque()
         self._lock = threading.RLock()  # of `_ahead`: another thread may stop it

@@ -274,9 +274,9 @@ class SidecarJoin:
 
         def read(item: Wanted) -> None:
             view = block[item.start : item.stop].data
-            file = item.position.file
-            opened = self._open[reader.name].get(file, lambda: self._store.open_reader(reader.data_key(file)))
-            done = opened.read_into(reader.place(item.position, tensor).offset, [view])
+            file, start = item.position.file, reader.place(item.position, tensor).offset
+            files, opened = self._open[reader.name], lambda: self._store.open_reader(reader.data_key(file))
+            done = self._store.patiently(lambda: files.read_into(file, opened, start, [view]))
             if verify or done < len(view):
                 reader.check(view[:done], item.position, tensor)
 

@@ -149,7 +149,8 @@ class SidecarReader:
                 self._indexes.move_to_end(file)
                 return held
         row = self._keys_of_files.slice(file, 1).to_pylist()[0]
-        made = FileIndex(read_index_table(self._store, row["index_key"], row["index_sha256"]), self.described.tensors)
+        table = self._store.patiently(lambda: read_index_table(self._store, row["index_key"], row["index_sha256"]))
+        made = FileIndex(table, self.described.tensors)
         with self._lock:
             if file not in self._indexes:
                 self._indexes[file] = made

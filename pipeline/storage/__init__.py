@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import InputError, NotFound
@@ -50,6 +50,7 @@ __all__ = [
 ]
 
 
+Result = TypeVar("Result")
 PROBE = ".lathe-probe-"  # begins the names of objects that are written to try a store out, and deleted at once
 
 
@@ -128,7 +129,15 @@ class Store(ABC):
     """
 
     root: str
-    retries_itself = False
+    retried = 0  # reads that `patiently` made again
+
+    def patiently(self, read: Callable[[], Result]) -> Result:
+        """Result of `read`, which reads from this store: for readers that have no retries of their own. Raises as `read`.
+
+        A local store makes it again while a mount fails, for `patience_s`; others make each request again themselves.
+        """
+        return read()
+
     """Whether a `StorageUnavailable` comes after retries, so that the caller need not try again at once."""
 
     @abstractmethod
@@ -289,7 +298,7 @@ def open_store(root_uri: str, config: StorageConfig) -> Store:
         return S3Store(root_uri, config)
     from pipeline.storage.local import LocalStore
 
-    return LocalStore(local_path(root_uri))
+    return LocalStore(local_path(root_uri), config)
 
 
 def locate(uri: str) -> tuple[str, str]:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 import uuid
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from pipeline.config import StorageConfig
 from pipeline.errors import NotFound, SourceChanged, StorageUnavailable
-from pipeline.storage import Leftover, ObjectInfo, Store, Unlisted, check_key, check_place
+from pipeline.storage import Leftover, ObjectInfo, Result, Store, Unlisted, check_key, check_place
 from pipeline.storage.local_errors import translated
 from pipeline.storage.local_listing import SCRATCH, Listing, described, etag_of, info_of
+from pipeline.storage.patience import OutOfPatience, Patience
 from pipeline.storage.range_reader import LocalRangeReader
 
 if TYPE_CHECKING:
@@ -29,12 +32,16 @@ UPLOAD_BYTES = 8 * 1024 * 1024
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 CREATE_TRIES = 100  # for a name that is taken when it is linked and free when it is read
 
+_counting = threading.Lock()  # of `retried`: stores are pickled, locks are not
+
 
 class LocalStore(Store):
     """Files under `root`. A root that does not exist is an empty store until an object is written."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, config: StorageConfig | None = None) -> None:
+        """`config`: how long reads are made again."""
         self.root = os.path.abspath(root)
+        self._config = config or StorageConfig()
 
     def __repr__(self) -> str:
         return f"LocalStore({self.root!r})"
@@ -84,6 +91,21 @@ class LocalStore(Store):
             if etag is not None:
                 _check_unchanged(file.fileno(), path, etag)
             return os.pread(file.fileno(), length, start)
+
+    def patiently(self, read: Callable[[], Result]) -> Result:
+        """As `Store.patiently`."""
+        patience: Patience | None = None
+        while True:
+            try:
+                return read()
+            except StorageUnavailable as error:
+                patience = patience or Patience(self._config.patience_s, self._config.max_attempts)
+                try:
+                    patience.again(error.message)
+                except OutOfPatience as given_up:
+                    raise StorageUnavailable(str(given_up), uri=error.uri) from error
+                with _counting:
+                    self.retried += 1
 
     def open_reader(self, key: str) -> LocalRangeReader:
         """The open file."""

@@ -6,6 +6,7 @@ import concurrent.futures.thread  # noqa: F401  # registers its join of worker t
 import random
 import threading
 import time
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ _retries = 0  # of this process
 # answer would keep a finished process alive until its retries end.
 _exiting = threading.Event()
 threading._register_atexit(_exiting.set)  # type: ignore[attr-defined]  # atexit itself runs after the join
+_of_thread = threading.local()
 
 
 def mark_reached(config: StorageConfig) -> None:
@@ -39,6 +41,13 @@ def retries() -> int:
 def is_reached(config: StorageConfig) -> bool:
     """Whether the endpoint of `config` has answered."""
     return config.endpoint_url in _reached
+
+
+def end_pauses_at(stopped: threading.Event) -> None:
+    """Ends all pauses of the calling thread, with CancelledError, when `stopped` is set: threads of a loader read from stores that other
+    loaders use too.
+    """
+    _of_thread.stopped = stopped
 
 
 class OutOfPatience(Exception):
@@ -83,6 +92,7 @@ class Patience:
         Raises:
             OutOfPatience: no time or tries are left, or the process is exiting.
             ValueError: cancelled.
+            CancelledError: what `end_pauses_at` was told of is set.
         """
         self._tries += 1
         passed = time.monotonic() - self._began
@@ -98,10 +108,11 @@ class Patience:
 
     def _wait(self, seconds: float) -> None:
         """Ends early if cancelled or if the process exits; of these two events one is polled."""
-        if self._cancelled is None:
+        ends = self._cancelled or getattr(_of_thread, "stopped", None)
+        if ends is None:
             _exiting.wait(seconds)
             return
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0 and not _exiting.is_set():
-            if self._cancelled.wait(min(left, 0.5)):
-                raise ValueError("download was cancelled")
+            if ends.wait(min(left, 0.5)):
+                raise ValueError("download was cancelled") if self._cancelled else CancelledError

@@ -55,8 +55,6 @@ UPLOADS = TransferConfig(
 class S3Store(Store):
     """Objects under `s3://bucket/prefix/`."""
 
-    retries_itself = True
-
     def __init__(self, root: str, config: StorageConfig) -> None:
         self.root = root.rstrip("/")
         self._config = config

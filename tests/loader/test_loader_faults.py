@@ -10,14 +10,10 @@ import pytest
 import torch
 
 from pipeline.config import WriteConfig
-from pipeline.errors import ConfigError, InputError, StorageUnavailable
+from pipeline.errors import ConfigError, InputError
 from pipeline.ledger.takedowns import record_takedown
 from pipeline.loader import LatentDataset, LatentLoader, Pack, Prefix, TensorCache, Window
 from pipeline.loader.captions import CaptionRule
-from pipeline.loader.fetch import TRIES
-from pipeline.loader.read_ahead import ReadAhead
-from pipeline.storage.batched_reads import BatchedReads
-from pipeline.storage.range_reader import LocalRangeReader
 from tests.loader.outputs import SHORT, WHOLE, clip_of, mixed_shards, write_output
 from tests.pipeline.latent_clips import values_of
 
@@ -120,43 +116,7 @@ def test_an_index_that_is_not_the_published_one_ends_the_run(tmp_path):
         list(LatentLoader(LatentDataset.open(output.uri), batch=4, epochs=1))
 
 
-# ---- stores that fail --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def failing(monkeypatch):
-    """Makes the next reads of local files fail; a list of errors to raise, one a read."""
-    for other in list(ReadAhead._living):  # reads ahead of loaders that tests left behind would take the errors
-        other.close()
-    errors, original, together = [], LocalRangeReader.read_into, BatchedReads.read
-
-    def read_into(self, start, buffers):
-        if errors:
-            raise errors.pop()
-        return original(self, start, buffers)
-
-    monkeypatch.setattr(LocalRangeReader, "read_into", read_into)
-    monkeypatch.setattr(BatchedReads, "read", lambda *given: [False] * len(given[1]) if errors else together(*given))
-    monkeypatch.setattr("pipeline.loader.fetch.PAUSE_S", 0.0)
-    return errors
-
-
-def test_reads_that_fail_for_a_while_are_tried_again(films, failing):
-    failing += [StorageUnavailable("no route to host")] * (TRIES - 1)
-    loader = LatentLoader(LatentDataset.open(films["parquet"].uri), batch=3, epochs=1, threads=1)
-    assert len(list(loader)) == 15
-    assert loader.stats()["retries"] == TRIES - 1
-
-
-def test_a_store_that_stays_away_ends_the_run_with_file_and_range(films, failing):
-    failing += [StorageUnavailable("no route to host")] * 99
-    loader = LatentLoader(LatentDataset.open(films["parquet"].uri), batch=3, epochs=1)
-    with pytest.raises(
-        StorageUnavailable, match=r"/data/f0e1d2c3/.*parquet bytes \d+ to \d+ could not be read: no route"
-    ):
-        list(loader)
-    failing.clear()
-    assert len(list(loader)) == 15  # from the step that failed
+# ---- S3 ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.s3

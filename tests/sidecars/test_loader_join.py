@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import ConfigError, InputError, OutputError
+from pipeline.errors import ConfigError, InputError, OutputError, StorageUnavailable
 from pipeline.ledger.takedowns import record_takedown
 from pipeline.loader import Batch, LatentDataset, LatentLoader, Pack
 from pipeline.sidecars.description import SidecarSet, TensorKind, create_set
-from pipeline.sidecars.names import BY_CAPTION, key_of, unit_of
+from pipeline.sidecars.names import BY_CAPTION, data_prefix, key_of, unit_of
 from pipeline.sidecars.reading import SidecarReader
 from pipeline.sidecars.storing import store_unit
 from pipeline.sidecars.versions import Coverage, SetVersions
+from pipeline.storage.local import LocalStore
 from tests.loader.outputs import SHORT, WIDE, Output, clip_of, write_output
 from tests.sidecars.sets import BYTES, TEXT, WIDTH, copied, receipts, values_of, write_set
 
@@ -149,6 +150,24 @@ def test_dropped_rows_change_the_order_as_a_filter_does(output: Output, tmp_path
     with LatentLoader(dataset, batch=1, epochs=1, sidecars="t5@1", missing_sidecars="drop") as named:
         named.load_state_dict(state)
         assert named.step == len(found)
+
+
+@pytest.mark.parametrize("method", ["read", "open_reader"])
+def test_a_mount_that_fails_once_ends_no_run(output: Output, tmp_path: Path, monkeypatch: Any, method: str) -> None:
+    write_set(output.store, [texts_of(output)], folder=tmp_path / "set")
+    original, left = getattr(LocalStore, method), [1]
+
+    def failing(self: LocalStore, key: str, *arguments: Any) -> Any:
+        if key.startswith(data_prefix("t5")) and left[0]:  # an index is read, a reader of tensors is opened
+            left[0] -= 1
+            raise StorageUnavailable("Input/output error")
+        return original(self, key, *arguments)
+
+    with LatentLoader(LatentDataset.open(output.uri), batch=1, epochs=1, sidecars="t5") as loader:
+        monkeypatch.setattr(LocalStore, method, failing)
+        for batch in loader:
+            check(batch)
+        assert (left, loader.stats()["retries"]) == ([0], 1)
 
 
 def test_the_version_is_in_the_state_and_older_states_have_none(output: Output, tmp_path: Path) -> None:

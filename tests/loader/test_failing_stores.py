@@ -1,0 +1,114 @@
+"""What the loader does when a store fails for a while or for good: a mount of which every kind of read fails, S3 that does not answer."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from concurrent.futures import CancelledError
+
+import pytest
+
+from pipeline.config import StorageConfig
+from pipeline.errors import StorageUnavailable
+from pipeline.loader import LatentDataset, LatentLoader
+from pipeline.loader.read_ahead import ReadAhead
+from pipeline.storage import patience
+from pipeline.storage.batched_reads import BatchedReads
+from pipeline.storage.local import LocalStore
+from pipeline.storage.local_errors import translated
+from pipeline.storage.range_reader import LocalRangeReader
+from tests.loader.outputs import mixed_shards, write_output
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Makes the next reads of local files fail; a list of errors to raise, one a read."""
+    for other in list(ReadAhead._living):  # reads ahead of loaders that tests left behind would take the errors
+        other.close()
+    errors, original, together = [], LocalRangeReader.read_into, BatchedReads.read
+
+    def read_into(self, start, buffers):
+        if errors:
+            raise errors.pop()
+        return original(self, start, buffers)
+
+    monkeypatch.setattr(LocalRangeReader, "read_into", read_into)
+    monkeypatch.setattr(BatchedReads, "read", lambda *given: [False] * len(given[1]) if errors else together(*given))
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.0)
+    return errors
+
+
+def test_reads_that_fail_for_a_while_are_tried_again(films, failing):
+    failing += [StorageUnavailable("no route to host")] * 7
+    loader = LatentLoader(LatentDataset.open(films["parquet"].uri), batch=3, epochs=1, threads=1)
+    assert len(list(loader)) == 15
+    assert loader.stats()["retries"] == 7
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+@pytest.mark.parametrize("method", ["read", "read_range", "open_reader"])
+def test_a_mount_that_fails_once_ends_no_run_whatever_was_read(films, failing, monkeypatch, kind, method):
+    dataset, original, left = LatentDataset.open(films[kind].uri, columns="metadata"), getattr(LocalStore, method), [2]
+
+    def stale(self, key, *arguments):  # `read` reads indexes, `read_range` columns, `open_reader` begins with tensors
+        if not key.startswith("_takedowns") and left[0]:
+            left[0] -= 1
+            with translated(self.uri(key)):
+                raise OSError(errno.ESTALE, "Stale file handle")
+        return original(self, key, *arguments)
+
+    monkeypatch.setattr(LocalStore, method, stale)
+    loader = LatentLoader(dataset, batch=3, epochs=1)
+    assert len(list(loader)) == 15
+    assert (left, loader.stats()["retries"]) == ([0], 2)
+
+
+def test_a_store_that_stays_away_ends_the_run_with_file_and_range(films, failing):
+    failing += [StorageUnavailable("no route to host")] * 99
+    dataset = LatentDataset.open(films["parquet"].uri, storage=StorageConfig(max_attempts=3))
+    loader = LatentLoader(dataset, batch=3, epochs=1, prefetch=1)
+    where = r"/data/f0e1d2c3/.*parquet bytes \d+ to \d+ could not be read"
+    with pytest.raises(StorageUnavailable, match=rf"{where}: no route to host for .* s \(3 tries\)"):
+        next(iter(loader))
+    assert loader.stats()["retries"] == 2
+    failing.clear()
+    assert len(list(loader)) == 15  # from the step that failed
+
+
+@pytest.mark.parametrize("remote", [False, pytest.param(True, marks=pytest.mark.s3)])
+def test_a_loader_that_is_closed_does_not_wait_for_a_store_that_is_away(
+    films, failing, monkeypatch, request, tmp_path, remote
+):
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 1e9)
+    monkeypatch.setattr(patience, "LONGEST_PAUSE_S", 1e9)
+    output, storage = films["parquet"], StorageConfig(patience_s=1e9)
+    if remote:
+        s3 = request.getfixturevalue("s3")
+        storage = s3.config(patience_s=1e9)
+        output = write_output(f"{s3.root}/out", tmp_path, mixed_shards(1), storage=storage)
+    dataset = LatentDataset.open(output.uri, storage=storage)
+    if remote:
+        dataset.store._config = storage.model_copy(update={"endpoint_url": "http://127.0.0.1:9"})
+        patience.mark_reached(dataset.store._config)
+    else:
+        failing += [StorageUnavailable("no route to host")] * 99
+    pausing, wait = threading.Event(), patience.Patience._wait
+
+    def waits(*arguments):
+        pausing.set()
+        wait(*arguments)
+
+    monkeypatch.setattr(patience.Patience, "_wait", waits)
+    loader, ended = LatentLoader(dataset, batch=3, epochs=1), []
+
+    def take():
+        with pytest.raises(CancelledError):
+            next(iter(loader))
+        ended.append(True)
+
+    step = threading.Thread(target=take)
+    step.start()
+    assert pausing.wait(300)
+    loader.close()
+    step.join()
+    assert ended
