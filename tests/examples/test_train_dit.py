@@ -1,6 +1,7 @@
 """`examples/train_dit.py` on a published output of real writer files: it learns, it continues exactly, on any number of processes."""
 
 import random
+import signal
 import time
 from dataclasses import replace
 
@@ -70,13 +71,15 @@ def test_killed_runs_lose_and_repeat_no_latents(options, whole):
     chosen = random.Random(0)
     files = RunFolder(options.run)
     for _ in range(2):
-        process = training_process.start(options)
-        lines = len(files.read_log()) + chosen.randint(1, 3)
+        process = training_process.start_endless(options)
+        lines = min(len(files.read_log()) + chosen.randint(1, 3), STEPS - 1)
         while process.is_alive() and len(files.read_log()) < lines:
             time.sleep(0.01)
         time.sleep(chosen.random() * 0.05)
         process.kill()
         process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert len(files.read_log()) < STEPS
     training_process.run(options)
     log, state = finished(options)
     assert [line["ids"] for line in log] == [line["ids"] for line in whole[0]]

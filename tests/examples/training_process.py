@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from multiprocessing.context import ForkServerProcess
+from typing import Any
 
 from torch import distributed
 
-from examples.train_dit import Options, train
+from examples.train_dit import Options, Trainer, train
 from tests.threads import one_thread
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -16,11 +18,16 @@ PROCESSES.set_forkserver_preload(["pytest", __name__])
 LIMIT_S = 300.0
 
 
-def start(options: Options, rank: int = 0, world: int = 1, port: int = 0) -> ForkServerProcess:
+def start(options: Options, rank: int = 0, world: int = 1, port: int = 0, target: Any = None) -> ForkServerProcess:
     """A running process of a group of `world`."""
-    process = PROCESSES.Process(target=_run, args=(options, rank, world, port), daemon=True)
+    process = PROCESSES.Process(target=target or _run, args=(options, rank, world, port), daemon=True)
     process.start()
     return process
+
+
+def start_endless(options: Options) -> ForkServerProcess:
+    """A running process that waits before the log of its last step until it is killed."""
+    return start(options, target=_run_endless)
 
 
 def run(options: Options, world: int = 1) -> None:
@@ -30,6 +37,18 @@ def run(options: Options, world: int = 1) -> None:
     for process in group:
         process.join(LIMIT_S)
     assert [process.exitcode for process in group] == [0] * world
+
+
+def _run_endless(options: Options, *group: int) -> None:
+    log = Trainer._log
+
+    def waiting(self: Trainer, *line: Any) -> None:
+        if self.step == options.steps:
+            threading.Event().wait()
+        log(self, *line)
+
+    Trainer._log = waiting  # type: ignore[method-assign]
+    _run(options, *group)
 
 
 def _run(options: Options, rank: int, world: int, port: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from itertools import islice
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.loader import LatentDataset, LatentLoader, Pack, Prefix, Tokens
@@ -30,13 +30,16 @@ mixtures = st.sampled_from([None, {0: (1, 1)}, {0: (3, 1), 4: (1, 2), 11: (0, 1)
     st.sampled_from(["none", "full", "window:1", "window:2"]),
     st.integers(0, 3),
     st.booleans(),
+    st.sampled_from([None, 0.25]),
     st.lists(st.sampled_from(WORLDS), min_size=3, max_size=3),
     st.integers(0, 40),
 )
+@example(16, [None, "num_frames > 1"], {0: (1, 1)}, "window:2", 1, False, 0.25, [4, 1, 2], 3)
 def test_batches_do_not_depend_on_the_ranks_nor_on_changes_of_their_number(
-    films, rule, wheres, weights, shuffle, seed, cropped, worlds, start
+    films, rule, wheres, weights, shuffle, seed, cropped, image_ratio, worlds, start
 ):
     """Every rank of every world opens the datasets anew and knows nothing but the state of any one rank before it."""
+    even = len(wheres) == 1 or weights in (None, {0: (1, 1)})
     options = {
         "batch": rule,
         "weights": weights if len(wheres) == 2 else None,
@@ -44,6 +47,8 @@ def test_batches_do_not_depend_on_the_ranks_nor_on_changes_of_their_number(
         "seed": seed,
         "crop": Prefix(2) if cropped and not isinstance(rule, dict) else None,
         "drop_last": False,
+        # where images have a weight at every step
+        "image_ratio": image_ratio if None in wheres and even and not isinstance(rule, dict) else None,
     }
     datasets = [LatentDataset.open(films["parquet"].uri, where=where) for where in wheres]
 
