@@ -2,7 +2,7 @@
 
 Latents of 0.1, 1 and 4 MB, hot and cold page cache, local and from an S3 server of this machine. Every number of another loader is taken
 in the same run; a loader that is not installed, or cannot read, is named. Peers live in an environment of their own. The whole run takes
-MINUTES minutes on two cores and DISK GB of disk below DIR, which is on ext4, xfs or btrfs:
+about 45 minutes on two quiet cores, of which S3 is about half, and 15 GB below DIR, which is on ext4, xfs or btrfs:
 
     python -m benchmarks.loader --install .venv-loader
     python -m benchmarks.loader --peers .venv-loader --folder DIR
@@ -139,7 +139,9 @@ def measure_ours(uri: str, batch: int, seconds: float, cold: bool) -> dict[str, 
     if cold:
         from benchmarks.loader_peers import drop_pages
 
-        rates, rss, raw = [ours.rate(0)], peak_mb(), RawReads(uri, batch)
+        rates, rss = [ours.rate(0)], peak_mb()
+        ours.close()
+        raw = RawReads(uri, batch)
         found = []
         for threads in (1, 2):
             drop_pages(uri)

@@ -65,9 +65,14 @@ class OurReads:
             self.dataset.indexes.get(number)
         if cold:
             drop_pages(uri)
-        self._batches = iter(LatentLoader(self.dataset, batch=batch, **options))
+        self._loader = LatentLoader(self.dataset, batch=batch, **options)
+        self._batches = iter(self._loader)
         if not cold:
             self.epoch()
+
+    def close(self) -> None:
+        """Ends reading ahead, which would disturb what is measured next."""
+        self._loader.close()
 
     def epoch(self) -> int:
         """Bytes of one epoch."""

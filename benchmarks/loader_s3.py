@@ -1,8 +1,9 @@
-"""Reading latents from an S3 server of this machine: part of `loader`, which it is compared with the same other loaders as local files.
+"""Reading latents from an S3 server of this machine, by Lathe's loader and by the others: part of `loader`.
 
-The server is Swift with its S3 interface, behind loopback. It shares the cores with whoever reads, so that it limits all of them: plain
-ranged reads by as many threads as the loader has show what it gives. One epoch each, without one before: litdata and streaming keep what
-they have read in a folder of this machine, which is empty at the start.
+The server is Swift with its S3 interface, at a loopback address. It shares the cores with the loaders and limits all of them: plain ranged
+reads by as many threads as Lathe's loader has show what it gives to one request for each latent. Litdata, streaming and webdataset get
+whole files instead, which are fewer requests. One epoch each, without one before it: litdata and streaming keep what they have read on
+the local disk, and begin with nothing there.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ def measure_ours(uri: str, batch: int) -> dict[str, Any]:
 
     loader = OurReads(uri, batch, cold=True, storage=StorageConfig(endpoint_url=os.environ[ENDPOINT]), threads=THREADS)
     ours, memory, dataset = loader.rate(0), peak_mb(), loader.dataset
+    loader.close()
     items = [
         (dataset.files.value("key", number), index.offset(row), index.length(row))
         for number in range(len(dataset.files))
