@@ -1,10 +1,13 @@
 """Reading latents for training: Lathe's loader against other loaders and against plain `preadv`, its plan, its first batch, its memory.
 
 Latents of 0.1, 1 and 4 MB, hot and cold page cache, local and from an S3 server of this machine. Every number of another loader is taken
-in the same run; a loader that is not installed is named. Peers live in an environment of their own:
+in the same run; a loader that is not installed, or cannot read, is named. Peers live in an environment of their own. The whole run takes
+about 45 minutes on two quiet cores, of which S3 is about half, and 15 GB below DIR, which is on ext4, xfs or btrfs:
 
-    python benchmarks/loader.py --install .venv-loader
-    python -m benchmarks.loader [--quick] [--peers .venv-loader] [--folder DIR] [--skip-s3] [--sizes 0.1]
+    python -m benchmarks.loader --install .venv-loader
+    python -m benchmarks.loader --peers .venv-loader --folder DIR
+
+Parts of it: `--quick`, `--sizes 0.1`, `--skip-s3`, `--skip-local`.
 """
 
 from __future__ import annotations
@@ -12,13 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
 import time
 import venv
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,10 @@ from benchmarks.loader_rates import OurReads, RawReads
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = [
-    "--no-deps litdata lightning-utilities tifffile",
+    "--no-deps litdata lightning-utilities tifffile obstore",
     "--no-deps streaming-community transformers tokenizers regex brotli python-snappy cramjam xxhash zstd catalogue",
     "--no-deps pylance",
+    "--no-deps lancedb lance-namespace lance-namespace-urllib3-client overrides deprecation",
 ]
 SHARDS = 8
 PLAN_ROWS, PLAN_S, PLAN_MB = 10_000_000, 1.0, 100.0
@@ -40,6 +42,7 @@ OF_RAW, OF_BEST = 0.8, 2.0
 ROUNDS, SECONDS = 3, 1.5  # of each loader, in turn: what else the machine does then hits all of them
 PAIRS = 5  # of the loader and plain reads in a round; their ratio is the median of pairs, since the rate of memory changes within seconds
 BUSY_S = 0.005
+PEER_LIMIT_S = 600
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def install(folder: Path) -> None:
             print(f"pip install {names} failed; the table will say which loaders are missing", file=sys.stderr)
 
 
-def write(root: str, spool: Path, size: Size, container: str, storage: Any = None) -> None:
+def write(root: str, spool: Path, size: Size, container: str) -> None:
     """A published output of random latents in `SHARDS` files."""
     from pipeline.config import StorageConfig, WriteConfig
     from pipeline.ledger.receipts import Ledger
@@ -78,13 +81,25 @@ def write(root: str, spool: Path, size: Size, container: str, storage: Any = Non
     from pipeline.storage import open_store
     from tests.pipeline.latent_clips import latent_clip, write_shard
 
-    store = open_store(root, storage or StorageConfig())
+    store = open_store(root, StorageConfig())
     Ledger(store).prepare("bench")
     bucket = Bucket(17, size.side, size.side)
     for shard in range(SHARDS):
         rows = [latent_clip(10_000 * shard + n, bucket=bucket) for n in range(size.rows // SHARDS)]
         Ledger(store).commit(write_shard(store, spool, WriteConfig(format=container), rows, shard=shard))
     publish(store, PublishOptions(delta=False))
+
+
+def place_of(size: Size, folder: Path) -> Path:
+    """Where the latents of a size lie, a folder below for each form."""
+    return folder / size.name.replace(" ", "")
+
+
+def write_both(size: Size, folder: Path) -> None:
+    """Lathe's own forms of a size, unless they are there."""
+    for container in ("parquet", "tar"):
+        if not (place_of(size, folder) / container).exists():
+            write(str(place_of(size, folder) / container), folder / "spool", size, container)
 
 
 def peak_mb() -> float:
@@ -98,7 +113,10 @@ def peer_rate(
 ) -> dict[str, Any]:
     """What another loader gave, in a process of its own."""
     command = [python, "-m", "benchmarks.loader_peers", name, folder, str(size.batch), str(seconds), *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PEER_LIMIT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return {"rate": 0.0, "problem": f"no end within {PEER_LIMIT_S} s"}
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if not lines:
         return {"rate": 0.0, "problem": done.stderr.strip().splitlines()[-1:]}
@@ -107,8 +125,9 @@ def peer_rate(
 
 
 def in_child(function: str, *arguments: Any) -> dict[str, Any]:
-    """A function of this module in a fresh process: its result and the peak memory of the process."""
-    program = f"import json; from benchmarks import loader; print(json.dumps(loader.{function}(*{list(arguments)!r})))"
+    """The result of a function of this module, or of `MODULE.FUNCTION`, in a fresh process."""
+    module, _, name = function.rpartition(".")
+    program = f"import json; from benchmarks.{module or 'loader'} import {name} as call; print(json.dumps(call(*{list(arguments)!r})))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
@@ -120,7 +139,9 @@ def measure_ours(uri: str, batch: int, seconds: float, cold: bool) -> dict[str, 
     if cold:
         from benchmarks.loader_peers import drop_pages
 
-        rates, rss, raw = [ours.rate(0)], peak_mb(), RawReads(uri, batch)
+        rates, rss = [ours.rate(0)], peak_mb()
+        ours.close()
+        raw = RawReads(uri, batch)
         found = []
         for threads in (1, 2):
             drop_pages(uri)
@@ -209,51 +230,12 @@ def first_batch(uri: str) -> dict[str, Any]:
     }
 
 
-def on_s3(size: Size, seconds: float, folder: Path) -> None:
-    """The loader against the store's own client with as many threads, from a server of this machine."""
-    from pipeline.config import StorageConfig
-    from tests.swift_server import SwiftServer
-
-    (folder / "swift").mkdir()
-    swift = SwiftServer(folder / "swift")
-    os.environ |= {
-        "AWS_ACCESS_KEY_ID": swift.access_key,
-        "AWS_SECRET_ACCESS_KEY": swift.secret_key,
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    storage = StorageConfig(endpoint_url=swift.endpoint)
-    try:
-        import boto3
-
-        boto3.client("s3", endpoint_url=swift.endpoint).create_bucket(Bucket="bench")
-        uri = f"s3://bench/{size.side}"
-        write(uri, folder / "spool", size, "parquet", storage)
-        loader = OurReads(uri, size.batch, cold=False, storage=storage, threads=8)
-        ours, dataset = loader.rate(seconds), loader.dataset
-        items = [
-            (dataset.files.value("key", number), index.offset(row), index.length(row))
-            for number in range(len(dataset.files))
-            for index in [dataset.indexes.get(number)]
-            for row in range(len(index))
-        ]
-        random.Random(0).shuffle(items)
-        began = time.perf_counter()
-        with ThreadPoolExecutor(8) as pool:
-            total = sum(pool.map(lambda item: len(dataset.store.read_range(*item)), items))
-        raw = total / (time.perf_counter() - began)
-    finally:
-        swift.stop()
-    print(f"S3, {size.name}: ours {ours / 1e6:.0f} MB/s, plain ranged reads by 8 threads {raw / 1e6:.0f} MB/s")
-    print(f"RESULT {ours / raw:.2f} loader on S3 of plain ranged reads, {size.name}")
-
-
 def compare(size: Size, folder: Path, python: Path, seconds: float, *, quick: bool) -> None:
     """One size, hot and cold: prints a row for each loader, and ratios. Medians of rounds in which all take their turn."""
     from benchmarks.loader_peers import PEERS, WORKERS
 
-    place = folder / size.name.replace(" ", "")
-    for container in ("parquet", "tar"):
-        write(str(place / container), folder / "spool", size, container)
+    place = place_of(size, folder)
+    write_both(size, folder)
     for cold in (False, True):
         ours: list[dict[str, Any]] = []
         peers: dict[str, list[dict[str, Any]]] = {name: [] for name in PEERS}
@@ -274,7 +256,13 @@ def compare(size: Size, folder: Path, python: Path, seconds: float, *, quick: bo
 
 
 def report(
-    size: Size, state: str, ours: list[dict[str, Any]], peers: dict[str, list[dict[str, Any]]], *, bars: bool
+    size: Size,
+    state: str,
+    ours: list[dict[str, Any]],
+    peers: dict[str, list[dict[str, Any]]],
+    *,
+    bars: bool = False,
+    plain: str = "plain preadv",
 ) -> None:
     """Prints the medians of all rounds and their ratios; the ratio to plain reads is the median of pairs."""
     pairs = np.array([pair for one in ours for pair in zip(one["ours"], one["raw"], strict=True)])
@@ -283,7 +271,7 @@ def report(
     memory = max(one["rss_mb"] for one in ours)
     best = 0.0
     print(f"\n{size.name}, {state}: MB/s, RSS MB")
-    print(f"  {'preadv':28s} {raw / 1e6:8.0f}")
+    print(f"  {plain:28s} {raw / 1e6:8.0f}")
     print(
         f"  {'lathe':28s} {lathe / 1e6:8.0f} {memory:7.0f}  rounds {[round(float(np.median(one['ours'])) / 1e6) for one in ours]}"
     )
@@ -299,9 +287,23 @@ def report(
     if best:
         bar = f" >= {OF_BEST}" if bars else ""
         print(f"RESULT {lathe / best:.2f}{bar} loader against the best other, {size.name} {state}")
+        print(f"RESULT {best / raw:.2f} best other of {plain}, {size.name} {state}")
     bar = f" >= {OF_RAW}" if bars and size.name != "0.1 MB" else ""
-    print(f"RESULT {of_raw:.2f}{bar} loader of plain preadv, {size.name} {state}")
+    print(f"RESULT {of_raw:.2f}{bar} loader of {plain}, {size.name} {state}")
     print(f"RESULT {memory:.0f} MB of the loader's process, {size.name} {state}", flush=True)
+
+
+def plan_and_first_batch(folder: Path, *, quick: bool) -> None:
+    """Prints what the order of 10 million rows costs, and how soon the first batch of 100,000 files is there."""
+    found = in_child("plan", 100_000 if quick else PLAN_ROWS)
+    print(f"RESULT {found['s']:.2f} <= {PLAN_S} seconds to plan 10 million rows")
+    print(f"RESULT {found['mb']:.0f} <= {PLAN_MB} MB to plan 10 million rows")
+    small = Size("tiny", 64, 64, 8)
+    write(str(folder / "many"), folder / "spool", small, "parquet")
+    many_files(str(folder / "many"), 200 if quick else FIRST_FILES)
+    found = in_child("first_batch", str(folder / "many"))
+    print(f"first batch: imports {found['import_s']:.1f} s before, {found['rss_mb']:.0f} MB RSS")
+    print(f"RESULT {found['s']:.2f} <= {FIRST_S} seconds to the first batch of {FIRST_FILES} files")
 
 
 def main() -> None:
@@ -312,6 +314,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--skip-s3", action="store_true")
+    parser.add_argument("--skip-local", action="store_true")
     parser.add_argument("--sizes", nargs="+", help="first digits of the sizes to measure: 0.1, 1, 4")
     arguments = parser.parse_args()
     if arguments.install:
@@ -323,21 +326,16 @@ def main() -> None:
     seconds = 0.2 if arguments.quick else SECONDS
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
-        found = in_child("plan", 100_000 if arguments.quick else PLAN_ROWS)
-        print(f"RESULT {found['s']:.2f} <= {PLAN_S} seconds to plan 10 million rows")
-        print(f"RESULT {found['mb']:.0f} <= {PLAN_MB} MB to plan 10 million rows")
         chosen = [one for one in SIZES if arguments.sizes is None or one.name.split()[0] in arguments.sizes]
-        for size in QUICK if arguments.quick else chosen:
-            compare(size, folder, python, seconds, quick=arguments.quick)
-        small = Size("tiny", 64, 64, 8)
-        write(str(folder / "many"), folder / "spool", small, "parquet")
-        many_files(str(folder / "many"), 200 if arguments.quick else FIRST_FILES)
-        found = in_child("first_batch", str(folder / "many"))
-        print(f"first batch: imports {found['import_s']:.1f} s before, {found['rss_mb']:.0f} MB RSS")
-        print(f"RESULT {found['s']:.2f} <= {FIRST_S} seconds to the first batch of {FIRST_FILES} files")
+        sizes = list(QUICK) if arguments.quick else chosen
+        if not arguments.skip_local:
+            plan_and_first_batch(folder, quick=arguments.quick)
+            for size in sizes:
+                compare(size, folder, python, seconds, quick=arguments.quick)
         if not arguments.skip_s3:
-            for size in QUICK if arguments.quick else SIZES[1:2]:
-                on_s3(size, seconds, folder)
+            from benchmarks.loader_s3 import compare_s3
+
+            compare_s3(sizes, folder, python, 1 if arguments.quick else ROUNDS)
     return None
 
 

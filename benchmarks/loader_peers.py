@@ -1,7 +1,14 @@
-"""Other loaders on the same latents: webdataset, litdata, streaming (MosaicML), Lance, torch's DataLoader over pyarrow.
+"""Other loaders on the same latents: webdataset, litdata, streaming (MosaicML), Lance, LanceDB, torch's DataLoader over pyarrow.
 
-Each is asked for batches of tensors of rows in random order, with 0 and 2 worker processes; the faster one counts. Runs in the environment
-that `benchmarks/loader.py --install FOLDER` makes: python -m benchmarks.loader_peers NAME FOLDER BATCH SECONDS [--cold] [--workers N …]
+Each is asked for batches of tensors of rows in random order, with 0 and 2 worker processes; the faster one counts. What random means there:
+any row after any other (pyarrow, Lance, LanceDB); chunks of 64 MB, and rows within a chunk (litdata); blocks of rows that span some shards
+of 64 MB (streaming); shards, and rows within 100 that are held (webdataset). The last three read in longer runs, also of a cold disk.
+
+`lancedb` is LanceDB's streaming dataset (`lancedb.streaming.StreamingDataset` of lancedb 0.40.0) with its defaults: rows shuffled one by
+one, 64 rows a read, 4 reads ahead in threads. It reads the files that `lance` reads by `take` in one thread.
+
+Runs in the environment that `python -m benchmarks.loader --install FOLDER` makes:
+python -m benchmarks.loader_peers NAME FOLDER BATCH SECONDS [--cold] [--workers N …] [--remote s3://…]
 """
 
 from __future__ import annotations
@@ -9,23 +16,56 @@ from __future__ import annotations
 import argparse
 import glob
 import importlib.util
+import itertools
 import json
 import os
 import resource
+import shutil
 import sys
+import tempfile
 import time
+from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, Any
 from unittest.mock import MagicMock
 
 import torch
 
+from benchmarks import loader_s3
 from benchmarks.loader import peak_mb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 WORKERS = (0, 2)
+TABLE = "latents"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with a folder for each form of the latents; with `remote`, the URI below which the same forms are read instead.
+
+    `cache` is an empty folder for those that keep what they have read.
+    """
+
+    folder: str
+    cache: str
+    remote: str = ""
+
+    def form(self, name: str, write: Callable[[str, Iterator[torch.Tensor]], None] | None = None) -> str:
+        """Where to read a form, which `write` makes of the latents if it is not there."""
+        place = f"{self.folder}/{name}"
+        if write is not None and not os.path.exists(place):
+            write(place, self.latents())
+        if not self.remote:
+            return place
+        loader_s3.upload(place, f"{self.remote}/{name}")
+        return f"{self.remote}/{name}"
+
+    def latents(self) -> Iterator[torch.Tensor]:
+        """The latents, for those that keep them in files of their own."""
+        rows = ParquetRows(f"{self.folder}/parquet")
+        return (rows[i] for i in range(len(rows)))
 
 
 def drop_pages(folder: str) -> None:
@@ -64,9 +104,9 @@ def plain_loader(data: Any, batch: int, workers: int, **options: Any) -> torch.u
 
 
 class ParquetRows(torch.utils.data.Dataset):
-    """Rows of Lathe's Parquet files by pyarrow, a row group at a time."""
+    """Rows of Lathe's Parquet files by pyarrow, a row group at a time. Rows come from `remote` if given, their list from the folder."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, remote: str = "") -> None:
         import pyarrow.parquet as pq
 
         self.paths = sorted(glob.glob(f"{folder}/data/**/*.parquet", recursive=True))
@@ -75,6 +115,7 @@ class ParquetRows(torch.utils.data.Dataset):
             footer = pq.read_metadata(path)
             for group in range(footer.num_row_groups):
                 self.rows += [(number, group, row) for row in range(footer.row_group(group).num_rows)]
+        self.remote = [path.replace(folder, remote) for path in self.paths] if remote else []
         self.open: dict[int, Any] = {}
 
     def __len__(self) -> int:
@@ -85,48 +126,54 @@ class ParquetRows(torch.utils.data.Dataset):
 
         number, group, row = self.rows[i]
         if number not in self.open:
-            self.open[number] = pq.ParquetFile(self.paths[number])
+            source = loader_s3.arrow_file(self.remote[number]) if self.remote else self.paths[number]
+            self.open[number] = pq.ParquetFile(source)
         table = self.open[number].read_row_group(group, ["vae_latent_bytes", "vae_latent_shape"], use_threads=False)
         shape = table["vae_latent_shape"][row].as_py()
         return tensor_of(table["vae_latent_bytes"][row].as_buffer(), shape)
 
 
-def pyarrow(folder: str, batch: int, workers: int) -> Callable[[], Iterator[Any]]:
+def pyarrow(place: Place, batch: int, workers: int) -> Callable[[], Iterator[Any]]:
     """Torch's DataLoader over pyarrow."""
-    loader = plain_loader(ParquetRows(f"{folder}/parquet"), batch, workers, shuffle=True)
+    data = ParquetRows(f"{place.folder}/parquet", place.form("parquet") if place.remote else "")
+    loader = plain_loader(data, batch, workers, shuffle=True)
     return lambda: iter(loader)
 
 
-def webdataset(folder: str, batch: int, workers: int) -> Callable[[], Iterator[Any]]:
-    """Webdataset over Lathe's tars."""
+def webdataset(place: Place, batch: int, workers: int) -> Callable[[], Iterator[Any]]:
+    """Webdataset over Lathe's tars; from S3 by signed URLs, which it reads with curl."""
     import webdataset as wds
 
-    urls = sorted(glob.glob(f"{folder}/tar/data/**/*.tar", recursive=True))
+    tars = place.form("tar")
+    local = sorted(glob.glob(f"{tars}/data/**/*.tar", recursive=True))
+    urls = loader_s3.signed_urls(tars, ".tar") if place.remote else local
     data = wds.WebDataset(urls, shardshuffle=100, workersplitter=wds.split_by_worker).shuffle(100).decode()
     data = data.to_tuple("latent.npy").map_tuple(torch.from_numpy).batched(batch)
     loader = wds.WebLoader(data, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
     return lambda: (item[0] for item in loader)
 
 
-def litdata(folder: str, batch: int, workers: int) -> Callable[[], Iterator[Any]]:
+def litdata(place: Place, batch: int, workers: int) -> Callable[[], Iterator[Any]]:
     """Litdata over chunks of its own."""
     from litdata import StreamingDataLoader, StreamingDataset
+    from litdata.streaming import downloader
     from litdata.streaming.writer import BinaryWriter
 
-    place = f"{folder}/litdata"
-    if not os.path.exists(f"{place}/index.json"):
-        writer = BinaryWriter(place, chunk_bytes="64MB")
-        for i, latent in enumerate(rows_of(folder)):
+    def write(folder: str, latents: Iterator[torch.Tensor]) -> None:
+        writer = BinaryWriter(folder, chunk_bytes="64MB")
+        for i, latent in enumerate(latents):
             writer[i] = latent
         writer.done()
         writer.merge()
-    loader = StreamingDataLoader(
-        StreamingDataset(place, shuffle=True), batch_size=batch, num_workers=workers, persistent_workers=workers > 0
-    )
+
+    if place.remote:  # its own client reads chunks by HTTPS only, unless told so
+        downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True
+    data = StreamingDataset(place.form("litdata", write), cache_dir=place.cache if place.remote else None, shuffle=True)
+    loader = StreamingDataLoader(data, batch_size=batch, num_workers=workers, persistent_workers=workers > 0)
     return lambda: iter(loader)
 
 
-def streaming(folder: str, batch: int, workers: int) -> Callable[[], Iterator[Any]]:
+def streaming(place: Place, batch: int, workers: int) -> Callable[[], Iterator[Any]]:
     """MosaicML streaming over shards of its own. It imports torchvision for classes that are not used here."""
     if importlib.util.find_spec("torchvision") is None:
         for name in ("", ".datasets", ".transforms", ".transforms.functional"):
@@ -134,32 +181,39 @@ def streaming(folder: str, batch: int, workers: int) -> Callable[[], Iterator[An
             sys.modules[f"torchvision{name}"] = module
     from streaming import MDSWriter, StreamingDataset
 
-    place = f"{folder}/mds"
-    if not os.path.exists(f"{place}/index.json"):
-        with MDSWriter(out=place, columns={"latent": "ndarray:float16"}) as writer:
-            for latent in rows_of(folder):
+    def write(folder: str, latents: Iterator[torch.Tensor]) -> None:
+        with MDSWriter(out=folder, columns={"latent": "ndarray:float16"}) as writer:
+            for latent in latents:
                 writer.write({"latent": latent.numpy()})
 
     class Rows(StreamingDataset):
         def __getitem__(self, i: int) -> torch.Tensor:
             return torch.from_numpy(super().__getitem__(i)["latent"].copy())
 
-    loader = plain_loader(Rows(local=place, shuffle=True, batch_size=batch), batch, workers)
+    shards = place.form("mds", write)
+    where = {"remote": shards, "local": place.cache} if place.remote else {"local": shards}
+    loader = plain_loader(Rows(**where, shuffle=True, batch_size=batch), batch, workers)
     return lambda: iter(loader)
 
 
-def lance(folder: str, batch: int, workers: int) -> Callable[[], Iterator[Any]]:
-    """Lance, random rows by `take`."""
+def write_lance(folder: str, latents: Iterator[torch.Tensor]) -> None:
+    """A table of Lance, which is also one of a LanceDB in that folder."""
     import lance as lance_format
     import pyarrow as pa
 
-    place = f"{folder}/lance"
-    if not os.path.exists(place):
-        latents = list(rows_of(folder))
-        table = pa.table({"latent": pa.array([latent.numpy().tobytes() for latent in latents], pa.large_binary())})
-        lance_format.write_dataset(table, place)
-    shape = list(next(rows_of(folder)).shape)
-    dataset = lance_format.dataset(place)
+    values = pa.array([latent.numpy().tobytes() for latent in latents], pa.large_binary())
+    lance_format.write_dataset(pa.table({"latent": values}), f"{folder}/{TABLE}.lance")
+
+
+def lance(place: Place, batch: int, workers: int) -> Callable[[], Iterator[Any]]:
+    """Lance, random rows by `take`."""
+    import lance as lance_format
+
+    if workers:
+        raise RuntimeError("lance reads with threads of its own")
+    shape = list(next(place.latents()).shape)
+    options = loader_s3.lance_options() if place.remote else None
+    dataset = lance_format.dataset(f"{place.form('lance', write_lance)}/{TABLE}.lance", storage_options=options)
     count = dataset.count_rows()
 
     def batches() -> Iterator[Any]:
@@ -168,24 +222,35 @@ def lance(folder: str, batch: int, workers: int) -> Callable[[], Iterator[Any]]:
             rows = dataset.take(order[at : at + batch])["latent"]
             yield torch.stack([tensor_of(row.as_buffer(), shape) for row in rows])
 
-    if workers:
-        raise RuntimeError("lance reads with threads of its own")
     return batches
 
 
-PEERS: dict[str, Callable[[str, int, int], Callable[[], Iterator[Any]]]] = {
+def lancedb(place: Place, batch: int, workers: int) -> Callable[[], Iterator[Any]]:
+    """LanceDB's streaming dataset, a new one for each epoch as its documentation says."""
+    import lancedb as database
+    from lancedb.streaming import StreamingDataset
+
+    if workers:
+        raise RuntimeError("lancedb reads with threads of its own")
+    shape = list(next(place.latents()).shape)
+    options = loader_s3.lance_options() if place.remote else None
+    table = database.connect(place.form("lance", write_lance), storage_options=options).open_table(TABLE)
+    epochs = itertools.count()
+
+    def tensors(rows: Any) -> list[torch.Tensor]:
+        return [tensor_of(row.as_buffer(), shape) for row in rows.column("latent")]
+
+    return lambda: iter(plain_loader(StreamingDataset(table, epoch=next(epochs), transform=tensors), batch, 0))
+
+
+PEERS: dict[str, Callable[[Place, int, int], Callable[[], Iterator[Any]]]] = {
     "torch DataLoader + pyarrow": pyarrow,
     "webdataset": webdataset,
     "litdata": litdata,
     "streaming": streaming,
     "lance": lance,
+    "lancedb": lancedb,
 }
-
-
-def rows_of(folder: str) -> Iterator[torch.Tensor]:
-    """The latents, for those that keep them in files of their own."""
-    rows = ParquetRows(f"{folder}/parquet")
-    return (rows[i] for i in range(len(rows)))
 
 
 def main() -> None:
@@ -196,16 +261,19 @@ def main() -> None:
     parser.add_argument("batch", type=int)
     parser.add_argument("seconds", type=float)
     parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--remote", default="", help="s3://… below which the forms of FOLDER are copied and read")
     parser.add_argument("--workers", type=int, nargs="+", default=WORKERS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, Any] = {"rate": 0.0}
+    cache = tempfile.mkdtemp(dir=arguments.folder)
     for workers in arguments.workers:
         try:
-            batches = PEERS[arguments.name](arguments.folder, arguments.batch, workers)
+            place = Place(arguments.folder, tempfile.mkdtemp(dir=cache), arguments.remote)
+            batches = PEERS[arguments.name](place, arguments.batch, workers)
             if arguments.cold:
                 drop_pages(arguments.folder)
-            got = rate(batches, arguments.seconds, cold=arguments.cold)
+            got = rate(batches, arguments.seconds, cold=arguments.cold or bool(arguments.remote))
         except ImportError as error:
             found["missing"] = f"not installed ({error})"
             break
@@ -215,6 +283,7 @@ def main() -> None:
         if got > found["rate"]:
             found |= {"rate": got, "workers": workers}
     workers_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1000
+    shutil.rmtree(cache, ignore_errors=True)
     print(json.dumps({**found, "rss_mb": peak_mb(), "worker_rss_mb": workers_mb}), flush=True)
     os._exit(0)  # some of them leave threads behind
 
