@@ -48,8 +48,8 @@ def why_never_compiled(network: str) -> str | None:
 
 
 def saved_core_s(network: str) -> float | None:
-    """Core seconds that compiled steps save for a megapixel of video on a CPU, in the type that gains less of float32 and bfloat16; None for
-    a family that was not measured. WFVAE2 was not and counts as WF-VAE. `python -m benchmarks.compiled` measures again.
+    """Core seconds that compiled steps save for a megapixel of video on a CPU, in float32 or bfloat16, whichever saves less; None for a
+    family that was not measured. WFVAE2 was not and counts as WF-VAE. `python -m benchmarks.compiled` measures again.
     """
     return _SAVED_CORE_S.get(family_of(network).name)
 

@@ -28,7 +28,9 @@ class CompileForecast:
     reason: str
     sizes: int = 0  # frame sizes of the planned clips
     compile_s: float = 0.0  # seconds that each encoder compiles these sizes
-    saved_core_s: float = 0.0  # seconds of CPU cores that compiled steps save over all planned clips; 0 where it was not measured, as on GPUs
+    saved_core_s: float = (
+        0.0  # seconds of CPU cores that compiled steps save over all planned clips; 0 where it is not known, as on GPUs
+    )
 
 
 def compile_choice(job: EncodeJob, spec: LatentSpec, rules: ClipRules, shards: Sequence[Shard]) -> CompileChoice:
