@@ -58,7 +58,9 @@ chaos: $(INSTALLED) ## kills and storage faults through builds, publish, takedow
 
 # What a bare GPU machine lacks for `pytest -m gpu` and for decoders; its torch comes with it. What it has need not be in CARRIED.
 GPU_PYTHON ?= 3.12
-CARRIED ?= av hypothesis pillow psutil pydantic pytest pytest-timeout pyyaml
+CARRIED ?= av diffusers hypothesis pillow psutil pydantic pytest pytest-timeout pyyaml
+# Of what pip adds: the machine has NumPy and safetensors; nothing is fetched with hf_xet. All wheels must stay below 64 MiB.
+LEFT_OUT := numpy safetensors hf_xet
 # Not named WHEELS: users set that environment variable to a folder of their own for benchmarks/gpu_day.sh; files here are deleted.
 GPU_DAY_WHEELS := build/gpu-day-wheels
 wheels: $(INSTALLED) ## wheels that benchmarks/gpu_day.sh carries to a GPU machine without a network, into build/gpu-day-wheels/
@@ -66,6 +68,7 @@ wheels: $(INSTALLED) ## wheels that benchmarks/gpu_day.sh carries to a GPU machi
 	$(BIN)/pip download --quiet --only-binary=:all: --python-version $(GPU_PYTHON) --implementation cp \
 		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
 		-c $(PINS) -d "$(GPU_DAY_WHEELS)" $(CARRIED)
+	rm -f $(LEFT_OUT:%="$(GPU_DAY_WHEELS)"/%-*.whl)
 
 clean: ## remove what make made: .venv/, demo/, caches
 	rm -rf .venv $(DEMO) fuzz-failures build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

@@ -36,7 +36,7 @@ class NormGain(nn.Module):
 
 
 class ConvPair(nn.Module):
-    """2-D and 3-D convolution of all channels, 3x3(x3) or 1x1(x1): KTC unit with group causal convolution (published as `Sep_Conv3d`).
+    """2-D and 3-D convolution of all channels, 3x3(x3) or 1x1(x1): KTC unit (section 3) with GCConv (supplement 2.1), as `Sep_Conv3d`.
 
     A frame's 3-D output reads the frame before (frame 0 reads itself instead), itself, and the next frame of its group; `group` frames
     to a group after frame 0. `full_precision`: products stay in at least float32.
@@ -69,7 +69,7 @@ class ConvPair(nn.Module):
 
 
 def begins_group(frames: int, group: int, history: History, device: torch.device) -> torch.Tensor:
-    """Which of a step's frames are frame 0 or begin a group of `group` frames, as a mask `T 1 1 1`."""
+    """Which of a step's frames are frame 0 or begin a group of `group` frames (supplement 2.1), as a mask `T 1 1 1`."""
     order = torch.arange(frames, device=device)
     begins = (order == 0) | (order % group == 1 % group) if history.first else order % group == 0
     return begins[:, None, None, None]
@@ -173,7 +173,7 @@ class Resample(nn.Module):
 
 
 class Downsample(Resample):
-    """Zeros at the right and bottom edge, stride 2; then each pair of frames after frame 0 becomes one."""
+    """Zeros at the right and bottom edge, stride 2; then each pair of frames after frame 0 becomes one (W_down of supplement 2.2)."""
 
     def __init__(self, width: int, *, over_time: bool) -> None:
         super().__init__(width, width, nn.Conv3d(width, width, (2, 1, 1)) if over_time else None)
@@ -196,7 +196,7 @@ class Downsample(Resample):
 
 
 class Upsample(Resample):
-    """Each frame after frame 0 becomes two; then each pixel becomes four, and a convolution."""
+    """Each frame after frame 0 becomes two (W_up of supplement 2.2); then each pixel becomes four, and a convolution."""
 
     def __init__(self, width: int, *, over_time: bool) -> None:
         super().__init__(width, width // 2, nn.Conv3d(width, 2 * width, 1) if over_time else None)

@@ -28,7 +28,7 @@ from model.ivvae.layers import (
 from model.layers import activated, run
 from model.network import Decoded, Encoded, Published, PublishedNetwork
 
-GROUP = 4  # frames of a latent
+GROUP = 4  # frames of a latent: t_c of supplement 2.1
 
 
 @dataclass(frozen=True, slots=True)

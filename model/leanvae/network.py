@@ -79,7 +79,7 @@ class Network(PublishedNetwork):
 
 
 class Encoder(nn.Module):
-    """Video `B 3 T H W` -> features `B t h w C`: patches of wavelet bands, then the stacks xi_l, xi_h and, of both together, xi_f."""
+    """Video `B 3 T H W` -> features `B t h w C`: patches of wavelet bands, stacks xi_l, xi_h, of both xi_f (appendix F, variant 2)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Features `B t h w C` -> video `B 3 T H W`, the encoder's layers in reverse."""
+    """Features `B t h w C` -> video `B 3 T H W`, the encoder's layers in reverse (figure 9: "symmetric")."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class Decoder(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Channel compression: the sensing matrix phi, and K ISTA-Net+ iterations that recover features.
+    """Channel compression: the sensing matrix phi, and K ISTA-Net+ iterations that recover features (section 3, appendix D).
 
     `Q`: first estimate. Of an iteration: step size `weights`, soft threshold `threshold`, networks F (`forward_l`) and F~ (`backward_l`).
     """
@@ -209,7 +209,7 @@ class Stack(nn.Module):
 
 
 def naf_layer(x_BthwC: torch.Tensor, ds_conv: Any, ffd: Any, residual: bool, history: History) -> torch.Tensor:
-    """`x + ds(x)`, then `x + ffd(x)`; without the sums if `residual` is false."""
+    """`x + ds(x)`, then `x + ffd(x)`; without the sums if `residual` is false. Between steps ds keeps two rows (appendix E)."""
     mixed = causal_depthwise(x_BthwC, ds_conv.weight, ds_conv.bias, history)
     x_BthwC = x_BthwC + mixed if residual else mixed
     branch = geglu(for_weights(ffd[0](x_BthwC), ffd[1].weight), ffd[1].weight, ffd[4].weight)

@@ -7,7 +7,7 @@ Takes uint8 RGB frames `3 T H W` of both, black 0, white 255; returns a `ClipQua
 - **psnr_of_mse**: PSNR of the mean squared error over all frames. At most the mean of PSNRs (Jensen): a single bad frame counts more.
 - **ssim**: 11x11 Gaussian window, sigma 1.5, per colour; mean over the pixels whose window lies inside the frame (the five at each border
   do not count: Wang et al. 2004, and the scripts of LeanVAE and WF-VAE), over colours and frames.
-- **lpips**: LPIPS-VGG of each frame in [-1, 1]; mean over frames.
+- **lpips**: LPIPS (VGG16 or AlexNet, by the weights given) of each frame in [-1, 1]; mean over frames.
 - **degree** of information preservation: 1 - sum|x - x'| / sum|x|, pixels from 0 (black) to 1 (IV-VAE supplement 1.1, equation 2). It
   depends on which value is zero, which the paper does not say; another range gives another number.
 - **ssim_positions**: mean SSIM of the frames at position 1, 2, ... of their groups, without the frames coded alone at the start (IV-VAE

@@ -141,9 +141,11 @@ class Learner:
     def _accumulate_discriminator(
         self, original: torch.Tensor, reconstruction: torch.Tensor, step: int, share: float, *, last: bool
     ) -> dict[str, torch.Tensor]:
-        network = cast("nn.Module", self._discriminator)
-        with self._no_sync(network, last=last):
-            loss, values = self._active().discriminator_loss(original, reconstruction, step=step, network=network)
+        discriminator = cast("nn.Module", self._discriminator)
+        with self._no_sync(discriminator, last=last):
+            loss, values = self._active().discriminator_loss(
+                original, reconstruction, step=step, discriminator=discriminator
+            )
             (loss * _nan_if_not_finite(share, loss)).backward()
         self._logits.append(torch.stack([values["logits_real"], values["logits_fake"]]).double())
         return values
@@ -190,7 +192,9 @@ class Learner:
             "optimizers": self._optimizers.state_dict(),
             "average": None if self._average is None else self._average.state_dict(),
             "objective": self._active().state_dict(),
-            "opponent": None if self._discriminator_optimizers is None else self._discriminator_optimizers.state_dict(),
+            "discriminator": None
+            if self._discriminator_optimizers is None
+            else self._discriminator_optimizers.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -202,7 +206,11 @@ class Learner:
         self.start_stage(int(state["stage"]))
         self._active().load_state_dict(state["objective"])
         if self._discriminator_optimizers is not None:
-            self._discriminator_optimizers.load_state_dict(state["opponent"])
+            self._discriminator_optimizers.load_state_dict(
+                state["discriminator"]
+                if "discriminator" in state
+                else state["opponent"]  # its name in older checkpoints
+            )
 
     # ---- parts ------------------------------------------------------------------------------------------------------
 

@@ -106,12 +106,10 @@ class Objective:
         """Raises ValueError if the discriminator cannot process `batch` clips of this size. Computes nothing."""
         if self.recipe.adversarial is None or self.discriminator is None:
             return
-        network, clips = (
-            deepcopy(self.discriminator).to("meta"),
-            self._discriminator_input(torch.empty((batch, 3, frames, height, width), device="meta")),
-        )
+        discriminator = deepcopy(self.discriminator).to("meta")
+        clips = self._discriminator_input(torch.empty((batch, 3, frames, height, width), device="meta"))
         try:
-            network(clips)
+            discriminator(clips)
         except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f"objective.adversarial: {self.recipe.adversarial.discriminator} with {self.recipe.adversarial.layers} layers "
@@ -156,23 +154,23 @@ class Objective:
         reconstruction_BCTHW: torch.Tensor,
         *,
         step: int,
-        network: nn.Module | None = None,
+        discriminator: nn.Module | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The discriminator's loss, and {`hinge`, `lecam`, `logits_real`, `logits_fake`, `discriminator_loss`: value}.
 
-        `network` replaces the discriminator, for instance by its wrapper for data-parallel training. `end_step` updates the running means.
+        `discriminator` replaces its own, for instance by its wrapper for data-parallel training. `end_step` updates the running means.
 
         Raises:
             ValueError: shapes that differ, or the term is not active at this step.
         """
         _check_alike(original_BCTHW, reconstruction_BCTHW)
         adversarial, lecam = self.recipe.adversarial, self.lecam
-        network = self.discriminator if network is None else network
-        if adversarial is None or network is None or lecam is None or not self.adversarial_at(step):
+        discriminator = self.discriminator if discriminator is None else discriminator
+        if adversarial is None or discriminator is None or lecam is None or not self.adversarial_at(step):
             start = "never" if adversarial is None else f"at step {adversarial.start}"
             raise ValueError(f"the adversarial term starts {start}, got step {step}; check adversarial_at(step) first")
-        real = network(self._discriminator_input(original_BCTHW.detach()))
-        fake = network(self._discriminator_input(reconstruction_BCTHW.detach()))
+        real = discriminator(self._discriminator_input(original_BCTHW.detach()))
+        fake = discriminator(self._discriminator_input(reconstruction_BCTHW.detach()))
         values = {
             "hinge": losses.hinge_discriminator(real, fake),
             "logits_real": real.mean(),

@@ -56,9 +56,9 @@ def normaliser(kind: str, channels: int, *, each_frame: bool = False) -> nn.Modu
 
 
 class CausalConv3d(nn.Module):
-    """Convolution over frames, zero padding in space (none with a stride). `full_precision`: products stay in at least float32.
+    """Causal convolution (section 3.3), zero padding in space (none with a stride). `full_precision`: products stay in at least float32.
 
-    A video begins with `kernel - 1` copies of frame 0. A later step needs the last `kernel - stride` frames: its windows begin anew.
+    A video begins with `kernel - 1` copies of frame 0. A later step needs the last `kernel - stride` frames (causal cache, equation 4).
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class Upsample(nn.Module):
 
 
 def add_low(bands_BCTHW: torch.Tensor, image_BCTHW: torch.Tensor, history: History = WHOLE) -> torch.Tensor:
-    """Adds the image of the deeper level to the low band (equation 2).
+    """Adds the image of the deeper level to the low band (section 3.2, equation 2; at the output equation 3).
 
     Between steps images wait for the bands, which are late by the frames that interpolation holds back.
     """

@@ -46,10 +46,10 @@ class Config:
 
 
 class Encoder(nn.Module):
-    """Backbone of two levels, to which the energy flow adds the wavelet bands of each level.
+    """Backbone of two levels, to which the energy flow adds the wavelet bands of each level (section 3.2, figure 2).
 
-    W(1), W(2), W(3) of the paper are `bands1`, `bands2`, `bands3`: transforms over frames, of each frame (8x8x8: over frames), over frames.
-    Its inflow blocks are `connect_l1` and `connect_l2`.
+    W(1) to W(3) of equation 1 are `bands1`, `bands2`, `bands3`: transforms over frames, of each frame (8x8x8: over frames), over frames.
+    The inflow blocks of section 3.2 are `connect_l1` and `connect_l2`.
     """
 
     def __init__(self, config: Config) -> None:
@@ -74,7 +74,7 @@ class Encoder(nn.Module):
         self.conv_out = CausalConv3d(4 * c, 2 * config.latent_dim, full_precision=True)
 
     def forward(self, video_BCTHW: torch.Tensor, history: History = WHOLE) -> tuple[torch.Tensor, Bands]:
-        """Mean and log-variance as channels `B 2d t h w`, and the bands that the energy flow reads at the second and third level."""
+        """Mean and log-variance as channels `B 2d t h w`, and the bands that the energy flow reads at levels 2 and 3 (W of equation 5)."""
         bands1 = self.wavelet_transform_in(video_BCTHW, history)
         bands2 = self.wavelet_transform_l1(bands1[:, :COLOURS], history)
         bands3 = self.wavelet_transform_l2(bands2[:, :COLOURS], history)
@@ -85,7 +85,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The encoder's levels in reverse. At each the last channels are the energy flow: its outflow block, `connect`, predicts the bands."""
+    """The encoder's levels in reverse. Each ends in channels of the energy flow, whose bands its outflow block `connect` predicts (3.2)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class Decoder(nn.Module):
         self.inverse_wavelet_transform_out = Synthesis(over_time=True)
 
     def forward(self, latent_BCthw: torch.Tensor, history: History = WHOLE) -> tuple[torch.Tensor, Bands]:
-        """Video `B 3 T H W`, and the bands of the second (after `add_low`) and third level."""
+        """Video `B 3 T H W`, and the bands of the second (after `add_low`) and third level (W^ of equation 5)."""
         width = self.width
         h = run([self.conv_in, *self.mid], latent_BCthw, history)
         bands3 = run(self.connect_l2, h[:, width:], history)

@@ -60,7 +60,7 @@ class Config:
 
 
 class Down(nn.Module):
-    """Level of the encoder: residual blocks (`out_res_block` is one of them), downsampling, then the level's bands join (inflow)."""
+    """Level of the encoder: residual blocks (`out_res_block` is one of them), downsampling, then its bands join (inflow, WF-VAE 3.2)."""
 
     def __init__(self, level: Level, config: Config) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Level of the decoder: the level's bands split off (outflow), blocks (with `branch_conv` and `out_res_block`), upsampling."""
+    """Level of the decoder: its bands split off (outflow, WF-VAE 3.2), blocks (with `branch_conv` and `out_res_block`), upsampling."""
 
     def __init__(self, level: Level, config: Config) -> None:
         super().__init__()

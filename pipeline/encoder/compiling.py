@@ -47,11 +47,11 @@ def why_never_compiled(network: str) -> str | None:
     return f"{network} is a network of diffusers, which is not compiled"
 
 
-def saved_core_s(network: str) -> float:
-    """Core seconds that compiled steps save for a megapixel of video on a CPU, in the slower of float32 and bfloat16. WFVAE2 was not
-    measured and counts as WF-VAE. `python -m benchmarks.compiled` measures again.
+def saved_core_s(network: str) -> float | None:
+    """Core seconds that compiled steps save for a megapixel of video on a CPU, in float32 or bfloat16, whichever saves less; None for a
+    family that was not measured. WFVAE2 was not and counts as WF-VAE. `python -m benchmarks.compiled` measures again.
     """
-    return _SAVED_CORE_S[family_of(network).name]
+    return _SAVED_CORE_S.get(family_of(network).name)
 
 
 def packed_bytes(network: str, compute_dtype: str) -> int:

@@ -29,7 +29,7 @@ class CompileForecast:
     sizes: int = 0  # frame sizes of the planned clips
     compile_s: float = 0.0  # seconds that each encoder compiles these sizes
     saved_core_s: float = (
-        0.0  # seconds of CPU cores that compiled steps save over all planned clips; 0 on GPUs, where it is not known
+        0.0  # seconds of CPU cores that compiled steps save over all planned clips; 0 where it is not known, as on GPUs
     )
 
 
@@ -72,7 +72,7 @@ def forecast_compiling(
         sizes.add((height, width))
         pixels += fill.frames * height * width
     on_cpu = not _device(job)[0].startswith("cuda")
-    saved = saved_core_s(spec.network) * pixels / 1e6 if on_cpu else 0.0
+    saved = (saved_core_s(spec.network) or 0.0) * pixels / 1e6 if on_cpu else 0.0
     return CompileForecast(True, choice.reason, len(sizes), COMPILE_S * len(sizes), saved)
 
 

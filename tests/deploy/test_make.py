@@ -117,8 +117,10 @@ def test_wheels_leaves_the_folder_alone_that_the_gpu_day_reads(monkeypatch):
     monkeypatch.setenv("WHEELS", "/somewhere/mine")
     lines = dry("wheels")
     assert "/somewhere/mine" not in "\n".join(lines)
+    assert re.search(r" -d \S+ .*\bdiffusers\b", " ".join(lines))  # of the tests of Wan
     assert [line for line in lines if line.startswith("rm -") and "wheels" in line] == [
-        'rm -f "build/gpu-day-wheels"/*.whl'
+        'rm -f "build/gpu-day-wheels"/*.whl',
+        'rm -f "build/gpu-day-wheels"/numpy-*.whl "build/gpu-day-wheels"/safetensors-*.whl "build/gpu-day-wheels"/hf_xet-*.whl',
     ]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from model import registry
-from pipeline.encoder.compiling import _try_compiler, packed_bytes, prepare_compiler
+from pipeline.encoder.compiling import _SAVED_CORE_S, _try_compiler, packed_bytes, prepare_compiler
 from pipeline.encoder.environment import environment
 from pipeline.engine.driver.compile_choice import choose_compile
 from pipeline.errors import ConfigError, OutputError
@@ -98,6 +98,11 @@ def test_what_is_no_preset_counts_as_the_largest_preset_of_its_family():
     assert 2 * 4 * floats_of_encoder("wfvae2") < packed_bytes("wfvae2", "float32")
 
 
+@pytest.mark.parametrize("family", _SAVED_CORE_S)
+def test_every_measured_family_has_a_size_without_a_preset(family):
+    assert packed_bytes(family, "float32") > 0
+
+
 def floats_of_encoder(network):
     family, config = registry.family_of(network), registry.complete(network, None)
     part = family.latent_part(config)
@@ -125,6 +130,11 @@ def test_more_cores_save_less_time(tmp_path):
 )
 def test_auto_never_compiles_where_it_cannot_know_that_it_pays(tmp_path, values, reason):
     assert choose(context(tmp_path, **values), LARGE).line.startswith(f"compile: off, {reason}")
+
+
+def test_auto_does_not_compile_a_family_that_was_not_measured(tmp_path, monkeypatch):
+    monkeypatch.delitem(_SAVED_CORE_S, "leanvae")
+    assert choose(context(tmp_path), LARGE).line.startswith("compile: off, its gain was not measured yet")
 
 
 def test_networks_of_diffusers_refuse_on(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -15,13 +14,12 @@ from pipeline.config import ModelConfig
 from pipeline.encoder import Encoder
 from pipeline.records import FrameChunk
 from tests.model.diffusers_networks import TINY
+from tests.model.test_lossless import wan
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 # On a CPU two will do: `test_networks.py` and `tests/model/test_diffusers_pipeline.py` build with all of them there.
-NETWORKS = ["leanvae", "wfvae", "ivvae"]
-if importlib.util.find_spec("diffusers") is not None:  # a lent machine may lack it
-    NETWORKS.append("wan")
+NETWORKS = ["leanvae", "wfvae", "ivvae", *wan()]
 CASES = [
     ("leanvae", "cpu", "bfloat16"),
     ("wfvae", "cpu", "float32"),

@@ -79,15 +79,19 @@ def test_planes_and_float_video_agree(fused):
 @pytest.mark.parametrize("layers", [1, 3])
 def test_other_depths_agree_with_the_definition(references, golden, layers):
     depth = {"sep_num_layer": layers, "fusion_num_layer": layers, "ista_iter_num": layers, "ista_layer_num": layers}
-    fused = model.load("leanvae", config={**golden.config, **depth, "latent_dim": 3}, untrained=5)
+    config = {**golden.config, **depth, "latent_dim": 3}
+    fused = model.load("leanvae", config=config, untrained=5)
     plain = fused.with_backend("plain")
     want = plain.encode(golden["in/B"], moments=True)[0]
     got = fused.encode(golden["in/B"], moments=True)[0]
     assert relative(got.mean, want.mean) <= 1e-5
     assert relative(got.logvar, want.logvar) <= 1e-5
-    assert (
-        relative(fused.decode(want.mean)[0], plain.decode(want.mean)[0]) <= 1e-3
-    )  # norms of sparse tokens amplify rounding
+    video = plain.decode(want.mean)[0]
+    # Norms of sparse tokens amplify rounding: at depth 3 the definition itself is 1.1e-4 away from float64.
+    exact = model.load("leanvae", config=config, untrained=5, dtype="float64").with_backend("plain")
+    rounding = relative(video, exact.decode(want.mean)[0])
+    assert rounding < (1e-6 if layers == 1 else 2e-4)
+    assert relative(fused.decode(want.mean)[0], video) <= max(1e-5, 2 * rounding)
 
 
 def test_long_chunks_are_split_into_steps(fused, golden, monkeypatch):

@@ -51,6 +51,20 @@ def test_every_trainable_network_fulfils_the_interface(name):
     assert slope.abs().max() > 0
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_trainable_network_is_one_graph_with_recomputed_blocks(name):
+    """Encodes only, since tracing IV-VAE takes seconds; `test_stepped_vae.py` traces both directions, without gradients. The backend
+    `eager` compiles nothing.
+    """
+    torch._dynamo.reset()
+    network = trainable(name, NETWORKS[name][0], recompute=True)
+    clip = torch.rand(1, 3, 5, 16, 16) - 0.5
+    compiled = torch.compile(lambda video: network.encode(video).mean, backend="eager", fullgraph=True, dynamic=False)
+    mean = compiled(clip)
+    assert mean.requires_grad
+    assert torch.equal(mean, network.encode(clip).mean)
+
+
 def test_other_networks_are_refused():
     with pytest.raises(ValueError, match=f"cannot be trained here; expected one of {', '.join(FAMILIES)}"):
         trainable("wan-2.1", {})

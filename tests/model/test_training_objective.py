@@ -172,7 +172,7 @@ def test_a_given_wrapper_of_the_discriminator_is_used():
 
     x = torch.full((1, 3, 1, 32, 32), 0.1)
     objective = Objective(ObjectiveRecipe({"l1": 1.0}, adversarial=GAN), RANGE)
-    loss, _ = objective.discriminator_loss(x, x - 0.1, step=10, network=Twice())
+    loss, _ = objective.discriminator_loss(x, x - 0.1, step=10, discriminator=Twice())
     assert loss.item() == pytest.approx(0.5 + 0.005 * 4, rel=1e-2)
 
 

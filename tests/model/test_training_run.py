@@ -157,10 +157,13 @@ def test_a_discriminator_step_leaves_the_autoencoder_as_it_is():
         learner.clip_gradients(step)
         learner.update(step)
         states.append(deepcopy(learner.state_dict()))
-    names = ("network", "optimizers", "average", "objective", "opponent")
+    names = ("network", "optimizers", "average", "objective", "discriminator")
     changed = [[name for name in names if not equal(old[name], new[name])] for old, new in pairwise(states)]
     # the discriminator's norms count the batches that the autoencoder's step passes through it
-    assert changed == [["network", "optimizers", "average", "objective"], ["objective", "opponent"]]
+    assert changed == [["network", "optimizers", "average", "objective"], ["objective", "discriminator"]]
+    older = {"opponent" if name == "discriminator" else name: value for name, value in states[1].items()}
+    learner.load_state_dict(older)
+    assert equal(learner.state_dict(), states[1])
 
 
 def equal(ours, theirs):

@@ -15,6 +15,7 @@ import pipeline
 from pipeline.cli.wording import _compile_text, plan_lines
 from pipeline.config import ClipConfig, DecodeConfig, DrillConfig, validate
 from pipeline.encoder import known_spec
+from pipeline.encoder.compiling import _SAVED_CORE_S
 from pipeline.engine.decoders import sample_stream
 from pipeline.engine.decoders.process_lanes import ProcessLanes
 from pipeline.errors import BadDataError, ConfigError, PolicyReject
@@ -245,6 +246,10 @@ def test_plan_says_what_compiling_takes_and_saves(tmp_path, monkeypatch):
     assert found.saved_core_s == pytest.approx(0.066 * (39 * 256 * 256 + 17 * 128 * 256) / 1e6)
     assert line.startswith("on in a new output, about 100,000,000 frames of 2 sizes: it takes about 120 s")
     assert "; planned clips have 2 sizes, 2m00s for each encoder" in line
+    monkeypatch.delitem(_SAVED_CORE_S, "leanvae")
+    unmeasured, line = compile_of(tiny_job(tmp_path, tmp_path, "engine.compile=on", "model.device=cpu"))
+    assert (unmeasured.on, unmeasured.compile_s, unmeasured.saved_core_s) == (True, 120.0, 0.0)
+    assert "save" not in line
     asked, line = compile_of(tiny_job(tmp_path, tmp_path, "engine.compile=off"))
     assert (asked.on, asked.compile_s, line) == (False, 0.0, "off in a new output, engine.compile=off")
 

@@ -66,9 +66,11 @@ def estimate(
         return CompileChoice(
             False, "each length of its whole clips would be compiled; set engine.compile=on to compile anyway"
         )
+    if (saved_core := saved_core_s(spec["network"])) is None:
+        return CompileChoice(False, "its gain was not measured yet; set engine.compile=on to compile anyway")
     sizes, pixels = _frame_sizes(rules)
     frames = _frames(rules, shards)
-    saved_s = saved_core_s(spec["network"]) * frames * pixels / 1e6 / max(1.0, cores())
+    saved_s = saved_core * frames * pixels / 1e6 / max(1.0, cores())
     cost_s = COMPILE_S * sizes
     much = f"about {frames:,.0f} frames of {quantity(sizes, 'size')}"
     if (packed := sizes * packed_bytes(spec["network"], compute_dtype)) > MOST_PACKED_BYTES:
