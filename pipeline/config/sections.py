@@ -174,7 +174,7 @@ class EngineConfig(Section):
     batch: int | None = Field(None, ge=1)
     """Most chunks per encode step. Default: enough to use the device fully."""
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_as_switch)] = "auto"
-    """Run the network through `torch.compile`: faster steps, after up to a minute of compiling for each frame size and encoder. It needs a
+    """Run the network through `torch.compile`: faster steps, after about a minute of compiling for each frame size and encoder. It needs a
     C++ compiler, on CUDA also Triton and a C compiler. Part of the fingerprint. `auto`: as the output was begun; a new output is
     compiled on CPUs where an estimate says that it pays."""
     frame_bytes: int = Field(512 * MiB, ge=16 * MiB)
