@@ -29,7 +29,7 @@ demo: $(INSTALLED) $(DEMO)/corpus ## a small corpus of real videos -> latents wi
 	$(BIN)/lathe report $(DEMO)/latents@1 --html $(DEMO)/report.html
 
 test: $(INSTALLED) check ## all checks, then the whole test suite
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 4 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED) ## format, lint, types and import rules; changes nothing
 	$(BIN)/ruff format --check .
