@@ -138,8 +138,6 @@ class Store(ABC):
         """
         return read()
 
-    """Whether a `StorageUnavailable` comes after retries, so that the caller need not try again at once."""
-
     @abstractmethod
     def uri(self, key: str) -> str:
         """URI of `key`: an absolute path, or `s3://bucket/key`."""
