@@ -68,7 +68,8 @@ wheels: $(INSTALLED) ## wheels that benchmarks/gpu_day.sh carries to a GPU machi
 	$(BIN)/pip download --quiet --only-binary=:all: --python-version $(GPU_PYTHON) --implementation cp \
 		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
 		-c $(PINS) -d "$(GPU_DAY_WHEELS)" $(CARRIED)
-	rm -f $(LEFT_OUT:%="$(GPU_DAY_WHEELS)"/%-*.whl)
+	rm -f $(patsubst %,"$(GPU_DAY_WHEELS)"/%-*.whl,$(filter-out $(CARRIED),$(LEFT_OUT)))
+	@du -ch "$(GPU_DAY_WHEELS)"/*.whl | tail -n 1
 
 clean: ## remove what make made: .venv/, demo/, caches
 	rm -rf .venv $(DEMO) fuzz-failures build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

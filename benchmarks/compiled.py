@@ -67,7 +67,7 @@ def measure(name: str, dtype: str, clip: str, machine: Machine) -> dict[str, flo
         print(f"{name:<16}{clip:<12}{dtype:<10}{form:<16}{1e3 * found:>9.0f} ms{ratio:>7.2f}x{difference:>10.1e}")
     print(f"{name} {dtype}: compiling took {built['compiled steps'].compile_s:.0f} s")
     print(f"RESULT {medians['steps'] / medians['compiled steps']:.2f} {name} {clip} {dtype}, compiled steps, of eager")
-    most = medians["steps"] * machine.matrix_rate(getattr(torch, dtype)) / count_flops(encode(vae))
+    most = medians["steps"] * machine.matrix_rate(getattr(torch, dtype)) / count_flops(encode(built["steps"]))
     print(f"RESULT {most:.2f} {name} {clip} {dtype}, products alone, of eager")
     if "fused" in medians:
         ratio = medians["compiled steps"] / medians["fused"]
@@ -93,12 +93,13 @@ def main() -> None:
     args = parser.parse_args()
     machine = Machine(args.device, args.threads)
     for name in args.networks.split(","):
-        eager_s = None
-        for dtype in args.dtypes.split(","):
-            found = measure(name, dtype, args.clip or CLIPS.get(name, "17x256x256"), machine)
-            eager_s = found["steps"] if dtype == "float32" else eager_s
-            if (bar := BARS.get((name, dtype))) and eager_s is not None and not machine.cuda:
-                ratio = eager_s / found["compiled steps"]
+        clip = args.clip or CLIPS.get(name, "17x256x256")
+        found = {dtype: measure(name, dtype, clip, machine) for dtype in args.dtypes.split(",")}
+        if machine.cuda or "float32" not in found:
+            continue
+        for dtype, medians in found.items():
+            if bar := BARS.get((name, dtype)):
+                ratio = found["float32"]["steps"] / medians["compiled steps"]
                 print(f"RESULT {ratio:.2f} >= {bar} {name} {dtype}, compiled steps, of eager float32 steps")
 
 

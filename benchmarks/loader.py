@@ -289,7 +289,7 @@ def report(
         print(f"RESULT {lathe / best:.2f}{bar} loader against the best other, {size.name} {state}")
         print(f"RESULT {best / raw:.2f} best other of {plain}, {size.name} {state}")
     bar = f" >= {OF_RAW}" if bars and size.name != "0.1 MB" else ""
-    print(f"RESULT {of_raw:.2f}{bar} loader of {plain}, {size.name} {state}")
+    print(f"RESULT {of_raw:.3f}{bar} loader of {plain}, {size.name} {state}")
     print(f"RESULT {memory:.0f} MB of the loader's process, {size.name} {state}", flush=True)
 
 

@@ -56,7 +56,9 @@ class Place:
         """Where to read a form, which `write` makes of the latents if it is not there."""
         place = f"{self.folder}/{name}"
         if write is not None and not os.path.exists(place):
-            write(place, self.latents())
+            shutil.rmtree(f"{place}.part", ignore_errors=True)
+            write(f"{place}.part", self.latents())
+            os.rename(f"{place}.part", place)  # a run that was ended leaves no half of it
         if not self.remote:
             return place
         loader_s3.upload(place, f"{self.remote}/{name}")
@@ -166,7 +168,7 @@ def litdata(place: Place, batch: int, workers: int) -> Callable[[], Iterator[Any
         writer.done()
         writer.merge()
 
-    if place.remote:  # its own client reads chunks by HTTPS only, unless told so
+    if place.remote:  # its own client reads chunks by HTTPS only by default
         downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True
     data = StreamingDataset(place.form("litdata", write), cache_dir=place.cache if place.remote else None, shuffle=True)
     loader = StreamingDataLoader(data, batch_size=batch, num_workers=workers, persistent_workers=workers > 0)

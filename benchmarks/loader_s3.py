@@ -24,7 +24,7 @@ ENDPOINT = "AWS_ENDPOINT_URL"
 
 
 def environment(endpoint: str, access_key: str, secret_key: str) -> dict[str, str]:
-    """Variables by which every client finds the server: boto3 and litdata, streaming, and those that are told below."""
+    """Variables by which every client finds the server: boto3 and litdata, streaming, and the clients that get it below."""
     return {
         ENDPOINT: endpoint,
         "S3_ENDPOINT_URL": endpoint,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pipeline.encoder import cuda_available, resolve_device
-from pipeline.encoder.compiling import COMPILE_S, missing_compiler, saved_core_s, why_never_compiled
+from pipeline.encoder.compiling import compile_s, missing_compiler, saved_core_s, why_never_compiled
 from pipeline.engine.driver.compile_estimate import CompileChoice, estimate
 from pipeline.errors import ConfigError
 
@@ -73,7 +73,7 @@ def forecast_compiling(
         pixels += fill.frames * height * width
     on_cpu = not _device(job)[0].startswith("cuda")
     saved = (saved_core_s(spec.network) or 0.0) * pixels / 1e6 if on_cpu else 0.0
-    return CompileForecast(True, choice.reason, len(sizes), COMPILE_S * len(sizes), saved)
+    return CompileForecast(True, choice.reason, len(sizes), compile_s(spec.network) * len(sizes), saved)
 
 
 def _device(job: EncodeJob) -> tuple[str, str]:

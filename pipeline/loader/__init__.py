@@ -9,7 +9,8 @@ Importing this package loads neither torch nor pyarrow; its public names are loa
 - `epoch`, `packing`, `part`, `mixture`, `order`: batches of an epoch; packed ones; epoch after epoch; which dataset a step takes; all
   together
 - `loader`, `state`, `stats`, `assembly`: batches for one rank; where it stands; what it counts; its parts put together
-- `read_ahead`, `takedown_watch`, `ranks`: threads; takedowns during a run; check that all ranks read one order
+- `threads`, `read_ahead`, `takedown_watch`, `ranks`: threads that can be stopped; batches made ahead; takedowns during a run; check that
+  all ranks read one order
 - `slots`, `fetch`, `open_files`, `reading`, `decoding`, `memory`, `cache`: rows of a batch in their files; ranged reads; files kept open;
   in parallel; int8 and zstd; memory used again; local copies
 - `maker`, `batch`, `values`, `crops`, `captions`, `variants`: rows into a batch; its fields; values for training; first frames only; one

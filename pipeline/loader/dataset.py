@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from pipeline.loader.files import DataFiles, published_files, received_files
 from pipeline.loader.filter import digest_of_rows, filtered_rows
 from pipeline.loader.ranges import bounds_of_files
 from pipeline.loader.spec import DatasetSpec
+from pipeline.loader.threads import threads
 from pipeline.operate.inspect import file_metadata
 
 if TYPE_CHECKING:
@@ -221,7 +221,9 @@ class LatentDataset:
 
     def read_takedowns(self) -> Takedowns:
         """Takedowns that the snapshot does not have applied, as they are now. Reads the records that this dataset does not know yet."""
-        return read_takedowns(self.store, known=self.takedowns, without=self.files.applied)
+        return self.store.patiently(
+            lambda: read_takedowns(self.store, known=self.takedowns, without=self.files.applied)
+        )
 
     def row(self, name: str) -> Row:
         """The row with this id, with its tensors.
@@ -311,7 +313,7 @@ class LatentDataset:
         def read(number: int) -> np.ndarray:
             return self.indexes.columns(number, ["num_frames"])["num_frames"].to_numpy()
 
-        with ThreadPoolExecutor(OPENING_THREADS, thread_name_prefix="lengths") as pool:
+        with threads(OPENING_THREADS, "lengths") as pool:
             return dict(zip(numbers, pool.map(read, numbers), strict=True))
 
     def _touched(self) -> list[int]:

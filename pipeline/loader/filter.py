@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.loader.columns import read_columns
 from pipeline.loader.expression import FRAMES_BUCKET, Expression, connect
 from pipeline.loader.file_index import TEXTS
+from pipeline.loader.threads import threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -113,7 +113,7 @@ class _Rows:
         if not numbers:
             return {}
         paths = self._expression.columns
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="filter") as pool:
+        with threads(self._threads, "filter") as pool:
             parts = list(pool.map(lambda number: self._read(number, paths), numbers))
         counts = [len(positions) for positions, _ in parts]
         table: dict[str, Any] = {"lathe_row": pa.array(np.arange(sum(counts)))}

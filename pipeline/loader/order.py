@@ -188,11 +188,16 @@ def _not_one(identity: str, kind: str, parts: list[Part], rule: BatchRule, small
     shown = "; ".join(part.shown() for part in parts if kind or part.images is not True or part.shown() != "nothing")
     rows = [count for part in parts for count in part.rows_used()]
     if shown == "nothing":
-        advice = "leave image_ratio out, or add a dataset that has some"
+        advice = (
+            "leave image_ratio out, or add a dataset that has some"
+            if kind
+            else "leave it out, or open a snapshot that has rows"
+        )
     elif isinstance(rule, Pack):
         advice = f"lower Pack.sequences ({rule.sequences}), or give drop_last=False"
     elif not rows:
-        advice = "give the size of a batch for one of them"
+        named = any(part.sizes() for part in parts)
+        advice = "keep more of one of them" if named else "give the size of a batch for one of them"
     else:
         size = "Tokens.budget, for a batch of" if isinstance(rule, Tokens) else "the batch size to"
         advice = f"lower {size} at most {max(rows) if small_buckets == 'drop' else min(rows)}, or give drop_last=False"

@@ -74,7 +74,7 @@ class Part:
         return self._named(sorted(self._buckets)) or "nothing"
 
     def rows_used(self) -> list[int]:
-        """Rows in an epoch of each bucket that the rule uses, without those that have none."""
+        """Rows that an epoch takes of each bucket of the rule; buckets without rows are left out."""
         rows = [round(share.keep * self._buckets[name].total) for name, share in self._shares.items()]
         return [count for count in rows if count]
 

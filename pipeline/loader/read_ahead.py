@@ -6,33 +6,16 @@ import os
 import threading
 import weakref
 from collections import deque
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, ClassVar
+from concurrent.futures import CancelledError, Future
+from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.errors import ConfigError
-from pipeline.storage.patience import end_pauses_at
+from pipeline.loader.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.loader.batch import Batch
-
-
-class _Threads(ThreadPoolExecutor):
-    """Threads of a loader. When it is `stopped`, what waits for a store ends, and what is submitted raises CancelledError."""
-
-    def __init__(self, count: int, name: str, stopped: threading.Event) -> None:
-        super().__init__(count, thread_name_prefix=name, initializer=end_pauses_at, initargs=(stopped,))
-        self._stopped = stopped
-
-    def submit(self, *call: Any, **options: Any) -> Future[Any]:
-        """As that of any executor. Raises CancelledError after the loader was stopped."""
-        try:
-            return super().submit(*call, **options)
-        except RuntimeError:
-            if self._stopped.is_set():
-                raise CancelledError from None
-            raise
 
 
 class ReadAhead:
@@ -46,8 +29,8 @@ class ReadAhead:
     def __init__(self, depth: int, threads: int, at_once: int) -> None:
         self._depth = depth
         self.stopped = threading.Event()
-        self.reads = _Threads(threads, "latents", self.stopped)
-        self._plans = _Threads(at_once, "batches", self.stopped)
+        self.reads = Threads(threads, "latents", self.stopped)
+        self._plans = Threads(at_once, "batches", self.stopped)
         self._process: int | None = None  # which started the threads
         self._ahead: deque[tuple[int, Future[Batch | None]]] = deque()
         self._lock = threading.RLock()  # of `_ahead`: another thread may stop it

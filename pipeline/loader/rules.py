@@ -130,7 +130,7 @@ def parse_rule(batch: Any) -> BatchRule:
 def check_world(size: int, world: int, what: str, multiple: int | None = None) -> None:
     """Raises ConfigError where `world` ranks cannot share a global batch of `size` equally; names the worlds that can.
 
-    `what` has this size, as a sentence; `multiple`: the one of `Tokens` that gives another.
+    `what`: the part of the rule with its size, as a sentence. `multiple`: value of `Tokens.multiple` with which they can, if there is one.
     """
     if size % world:
         worlds = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)

@@ -7,7 +7,6 @@ dataset's identity like those that a filter leaves out, so the order stays a fun
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from pipeline.loader import arguments
 from pipeline.loader.columns import read_columns
 from pipeline.loader.filter import digest_of_rows
 from pipeline.loader.open_files import OpenFiles
+from pipeline.loader.threads import threads
 from pipeline.sidecars.names import BY_CAPTION, key_of, split_version
 from pipeline.sidecars.reading import SidecarReader
 from pipeline.storage import is_remote
@@ -125,7 +125,7 @@ class SidecarJoin:
         unsure = [reader for reader in self.readers.values() if not self._covers(reader, dataset)]
         lacking: dict[int, np.ndarray] = {}
         if unsure:
-            with ThreadPoolExecutor(THREADS, thread_name_prefix="sidecars") as pool:
+            with threads(THREADS, "sidecars") as pool:
                 found = pool.map(lambda number: self._lacking(dataset, number, unsure), range(len(dataset.files)))
                 lacking = {number: rows for number, rows in enumerate(found) if len(rows)}
         count = sum(map(len, lacking.values()))

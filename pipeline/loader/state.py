@@ -58,15 +58,16 @@ def step_of(state: dict[str, Any], order: dict[str, Any], roots: Sequence[str]) 
             f"state: expected one of version {VERSION} that a loader's state_dict() gave, got {_short(state)}"
         )
     step, theirs = integer("state: step", state["step"], 0), state["order"]
-    for name, ours in order.items():
+    # Sidecars first: with missing_sidecars="drop" they decide which rows a dataset has.
+    for name, ours in sorted(order.items(), key=lambda item: item[0] != "sidecars"):
         was = theirs.get(name, ADDED.get(name))
         if name == "weights":
             was, ours = _before(was, step), _before(ours, step)
         if was != ours:
             what, was, ours = difference(name, was, ours)
             moved = re.fullmatch(r"snapshot of datasets\[(\d+)\]", what)
-            number = was.strip("'")  # of the snapshot, None with receipts
-            same = f"{roots[int(moved[1])]}@{number}" if moved and number != "None" else f"it with the same {name}"
+            number = was.strip("'")  # of the snapshot
+            same = f"{roots[int(moved[1])]}@{number}" if moved and number.isdigit() else f"it with the same {name}"
             raise ConfigError(
                 f"state: {what} was {was}, this loader has {ours}, so that its order of batches is another one; open {same}, "
                 "or start at step 0"
@@ -75,7 +76,10 @@ def step_of(state: dict[str, Any], order: dict[str, Any], roots: Sequence[str]) 
 
 
 def difference(name: str, one: Any, other: Any) -> tuple[str, str, str]:
-    """Two values of a part of an order that differ: what of it does, and this of each as text, cut around the first difference."""
+    """Name of the part in which two orders differ, and its value in each, as text cut around the first difference.
+
+    `name`, `one`, `other`: a part of the order and its two values.
+    """
     if name in ("datasets", "sidecars") and isinstance(one, list) and isinstance(other, list):
         if len(one) != len(other):
             return f"number of {name}", str(len(one)), str(len(other))
@@ -85,6 +89,8 @@ def difference(name: str, one: Any, other: Any) -> tuple[str, str, str]:
         if first and second:
             part = next(part for part in first.groupdict() if first[part] != second[part])
             name, one, other = f"{part.replace('_', ' ')} of {name}", first[part], second[part]
+            if part == "snapshot":
+                one, other = one or "receipts", other or "receipts"
     texts = [repr(one), repr(other)]
     at = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), 0)
     start = max(0, at - BEFORE) if max(map(len, texts)) > SHOWN else 0

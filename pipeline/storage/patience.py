@@ -44,8 +44,8 @@ def is_reached(config: StorageConfig) -> bool:
 
 
 def end_pauses_at(stopped: threading.Event) -> None:
-    """Ends all pauses of the calling thread, with CancelledError, when `stopped` is set: threads of a loader read from stores that other
-    loaders use too.
+    """Ends all pauses of the calling thread, with CancelledError, when `stopped` is set. Per thread, because several loaders may read from
+    one store.
     """
     _of_thread.stopped = stopped
 
@@ -92,7 +92,7 @@ class Patience:
         Raises:
             OutOfPatience: no time or tries are left, or the process is exiting.
             ValueError: cancelled.
-            CancelledError: what `end_pauses_at` was told of is set.
+            CancelledError: the event given to `end_pauses_at` is set.
         """
         self._tries += 1
         passed = time.monotonic() - self._began

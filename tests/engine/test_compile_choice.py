@@ -80,6 +80,7 @@ def test_larger_networks_are_compiled_for_fewer_sizes(tmp_path):
         sizes = ",".join(f"{32 + 8 * n}x32" for n in range(number))
         return choose(context(tmp_path, f"clips.size={sizes}", spec={"network": network}), LARGE * 10).reason
 
+    assert "it takes about 360 s for each encoder" in of_sizes(2, "ivvae-z16-dim96")
     assert "about 2.4 GB in each encoder" in of_sizes(3, "ivvae-z16-dim96")
     assert "about 2.4 GB" not in of_sizes(2, "ivvae-z16-dim96")
     assert "in each encoder" not in of_sizes(3, "ivvae-z16")

@@ -12,6 +12,7 @@ from pipeline.config import StorageConfig
 from pipeline.errors import StorageUnavailable
 from pipeline.loader import LatentDataset, LatentLoader
 from pipeline.loader.read_ahead import ReadAhead
+from pipeline.loader.threads import threads
 from pipeline.storage import patience
 from pipeline.storage.batched_reads import BatchedReads
 from pipeline.storage.local import LocalStore
@@ -61,6 +62,44 @@ def test_a_mount_that_fails_once_ends_no_run_whatever_was_read(films, failing, m
     loader = LatentLoader(dataset, batch=3, epochs=1)
     assert len(list(loader)) == 15
     assert (left, loader.stats()["retries"]) == ([0], 2)
+
+
+def test_a_mount_that_fails_once_while_takedowns_are_looked_for_ends_no_run(films, monkeypatch):
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.0)
+    dataset, original, left = LatentDataset.open(films["parquet"].uri), LocalStore.list, [1]
+
+    def stale(self, prefix="", **options):
+        if prefix.startswith("_takedowns") and left[0]:
+            left[0] -= 1
+            raise StorageUnavailable("Stale file handle")
+        return original(self, prefix, **options)
+
+    monkeypatch.setattr(LocalStore, "list", stale)
+    dataset.look_for_takedowns()
+    assert left == [0]
+
+
+def test_an_error_while_a_dataset_is_opened_does_not_wait_for_its_threads(monkeypatch):
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 1e9)
+    monkeypatch.setattr(patience, "LONGEST_PAUSE_S", 1e9)
+    store, pausing = LocalStore("/", StorageConfig(patience_s=1e9)), threading.Event()
+
+    def read():
+        pausing.set()
+        raise StorageUnavailable("no route to host")
+
+    asked = []
+
+    def opening():
+        with threads(2, "opening") as pool:
+            asked.append(pool.submit(store.patiently, read))
+            assert pausing.wait(300)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        opening()
+    with pytest.raises(CancelledError):
+        asked[0].result()
 
 
 def test_a_store_that_stays_away_ends_the_run_with_file_and_range(films, failing):

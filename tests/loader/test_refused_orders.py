@@ -77,6 +77,12 @@ def test_buckets_too_small_for_a_batch_are_named_and_left_out_only_if_asked():
         Order(sets, parse_rule({"1x64x64": (2, 0.1), "9x64x64": 4}), drop_last=False)
     with pytest.raises(ConfigError, match=r"too small for one batch.*1x64x64 \(3 rows"):
         Order([*sets, dataset("b", images=[50])], parse_rule(4), image_ratio=0.5)
+    with pytest.raises(ConfigError, match=r"9x64x64 \(0 of 20 rows kept, batch of 2\); keep more of one of them"):
+        Order([dataset(short=[20])], parse_rule({"9x64x64": (2, 0.01)}))
+    with pytest.raises(
+        ConfigError, match=r"dataset b gives .* it has nothing; leave it out, or open a snapshot that has rows"
+    ):
+        Order([*sets, dataset("b")], parse_rule(1))
     order = Order(sets, parse_rule(8), epochs=1, small_buckets="drop")
     assert {order.batch(step).content.bucket for step in range(order.total())} == {"9x64x64"}
 

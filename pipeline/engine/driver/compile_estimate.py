@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.encoder.compiling import COMPILE_S, missing_compiler, packed_bytes, saved_core_s
+from pipeline.encoder.compiling import compile_s, missing_compiler, packed_bytes, saved_core_s
 from pipeline.units import quantity, size
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def estimate(
     sizes, pixels = _frame_sizes(rules)
     frames = _frames(rules, shards)
     saved_s = saved_core * frames * pixels / 1e6 / max(1.0, cores())
-    cost_s = COMPILE_S * sizes
+    cost_s = compile_s(spec["network"]) * sizes
     much = f"about {frames:,.0f} frames of {quantity(sizes, 'size')}"
     if (packed := sizes * packed_bytes(spec["network"], compute_dtype)) > MOST_PACKED_BYTES:
         return CompileChoice(
