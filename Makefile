@@ -6,8 +6,8 @@ PINS := deploy/constraints.txt
 TORCH := $(shell sed -n 's/^torch==//p' $(PINS))
 INSTALLED := .venv/installed
 DEMO := demo
-# About a minute on two cores.
-DEMO_TRAINING := --steps 500 --batch 4 --width 256 --depth 4 --heads 4 --patch 4 --learning-rate 2e-3
+# One to two minutes on two cores.
+DEMO_TRAINING := --steps 400 --batch 4 --width 256 --depth 4 --heads 4 --patch 4 --learning-rate 2e-3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check fix docs bench clients fuzz chaos wheels clean
