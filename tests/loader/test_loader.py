@@ -277,10 +277,10 @@ def test_a_state_says_which_dataset_was_another_and_in_what(films, tmp_path):
     state = LatentLoader(moved, batch=1).state_dict()
     received = LatentLoader(LatentDataset.open(output.uri, receipts=True), batch=1)
     with pytest.raises(
-        ConfigError, match=rf"snapshot of datasets\[0\] was '2', this loader has None.*open {output.uri}@2"
+        ConfigError, match=rf"snapshot of datasets\[0\] was '2', this loader has 'receipts'.*open {output.uri}@2"
     ):
         received.load_state_dict(state)
-    with pytest.raises(ConfigError, match=r"snapshot of datasets\[0\] was None, .*open it with the same datasets"):
+    with pytest.raises(ConfigError, match=r"snapshot of datasets\[0\] was 'receipts', .*open it with the same datasets"):
         LatentLoader(moved, batch=1).load_state_dict(received.state_dict())
 
 
