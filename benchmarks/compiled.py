@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the pipeline does; libgomp reads it when torch loads
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import model
 from benchmarks.machine import Machine
+from benchmarks.networks import encode_flop
 from benchmarks.plain_networks import PlainNetwork
 
 if TYPE_CHECKING:
@@ -67,19 +67,13 @@ def measure(name: str, dtype: str, clip: str, machine: Machine) -> dict[str, flo
         print(f"{name:<16}{clip:<12}{dtype:<10}{form:<16}{1e3 * found:>9.0f} ms{ratio:>7.2f}x{difference:>10.1e}")
     print(f"{name} {dtype}: compiling took {built['compiled steps'].compile_s:.0f} s")
     print(f"RESULT {medians['steps'] / medians['compiled steps']:.2f} {name} {clip} {dtype}, compiled steps, of eager")
-    most = medians["steps"] * machine.matrix_rate(getattr(torch, dtype)) / count_flops(encode(built["steps"]))
+    flop = encode_flop(name, vae.config, vae.network.state_dict(), clip)
+    most = medians["steps"] * machine.matrix_rate(getattr(torch, dtype)) / flop
     print(f"RESULT {most:.2f} {name} {clip} {dtype}, products alone, of eager")
     if "fused" in medians:
         ratio = medians["compiled steps"] / medians["fused"]
         print(f"RESULT {ratio:.2f} >= {WORTH} {name} {clip} {dtype}, fused kernels, of compiled steps")
     return medians
-
-
-def count_flops(run: Callable[[], object]) -> int:
-    """Floating point operations of the matrix products and convolutions of `run`."""
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
 
 
 def main() -> None:

@@ -280,7 +280,9 @@ def test_a_state_says_which_dataset_was_another_and_in_what(films, tmp_path):
         ConfigError, match=rf"snapshot of datasets\[0\] was '2', this loader has 'receipts'.*open {output.uri}@2"
     ):
         received.load_state_dict(state)
-    with pytest.raises(ConfigError, match=r"snapshot of datasets\[0\] was 'receipts', .*open it with the same datasets"):
+    with pytest.raises(
+        ConfigError, match=r"snapshot of datasets\[0\] was 'receipts', .*open it with the same datasets"
+    ):
         LatentLoader(moved, batch=1).load_state_dict(received.state_dict())
 
 
