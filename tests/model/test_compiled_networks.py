@@ -1,7 +1,7 @@
 """Compiled steps, by the real compiler: as lossless as eager ones, and equal to them up to rounding.
 
 A compiler takes 5 to 20 s for a step. Each case compiles one: videos are begun eagerly, as compiled networks take the same states.
-LeanVAE in float32 is in `test_stepped_vae`. IV-VAE passes as well but compiles for one to three minutes, so it is not here.
+IV-VAE passes as well but compiles for one to three minutes, so it is not here.
 """
 
 from __future__ import annotations

@@ -95,15 +95,16 @@ class Changed:
         return hash_weights(weights, registry.family_of(self.family).latent_part(self.vae.config))
 
     def felt_by_the_mean(self) -> set[str]:
-        """Tensors on which the mean has a derivative: one pass for all. Ours compute without derivatives, so theirs are all changed."""
-        if self.family != "diffusers":
-            return set()
+        """Tensors on which the mean has a derivative: one pass for all."""
         state = self.module.state_dict(keep_vars=True)
         tensors = {key: tensor.requires_grad_() for key, tensor in state.items() if tensor.is_floating_point()}
+        shown = video(self.vae.spec)
         with torch.enable_grad():
-            shown = video(self.vae.spec)
-            pixels = Pixels(1, shown.shape[2], (shown.shape[3], shown.shape[4]), lambda *_: shown)
-            mean, _, _ = self.vae._run_encoder(pixels, None, moments=False)
+            if self.family == "diffusers":
+                pixels = Pixels(1, shown.shape[2], (shown.shape[3], shown.shape[4]), lambda *_: shown)
+                mean, _, _ = self.vae._run_encoder(pixels, None, moments=False)
+            else:
+                mean = self.module.encode(shown).mean
         derivatives = torch.autograd.grad(mean, list(tensors.values()), noise(*mean.shape, seed=2), allow_unused=True)
         for key in dict(self.module.named_buffers()).keys() & tensors.keys():
             tensors[key].requires_grad_(False)
