@@ -162,6 +162,8 @@ def wait(jobs: RayJobs, name: str, period_s: float) -> int:
                     f"{name}: {status.get('jobDeploymentStatus')}, job {status.get('jobStatus') or 'not submitted'}, exit code {code}: "
                     f"{status.get('message', '') or 'no message'}"
                 )
+                if code == STOPPED:
+                    say(f"KubeRay keeps the cluster of a stopped run: kubectl delete rayjob {name}")
                 return code
         time.sleep(period_s)
 

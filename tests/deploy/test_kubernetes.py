@@ -97,11 +97,19 @@ def test_decode_pods_take_decoders_only(monkeypatch):
 def test_the_driver_stays_on_the_head_and_no_actor_does():
     head = CLUSTER["headGroupSpec"]
     assert head["resources"] == {"CPU": "0", "head": "1"}
-    assert head["rayStartParams"]["num-cpus"] == "0"
     (name,) = json.loads(SPEC["entrypointResources"])
     assert name in head["resources"]
     assert head["template"]["spec"]["nodeSelector"] == {"karpenter.sh/capacity-type": "on-demand"}
     assert head["template"]["metadata"]["annotations"]["karpenter.sh/do-not-disrupt"] == "true"
+
+
+@pytest.mark.parametrize("manifest", [RAYJOB, QUEUED], ids=["rayjob", "kueue"])
+def test_resources_of_a_group_are_given_in_one_place(manifest):
+    """`validateRayGroupResources` of KubeRay 1.5 to 1.7; from `resources` it makes the parameters itself."""
+    cluster = manifest["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        started = {"num-cpus", "num-gpus", "memory", "resources"} & group["rayStartParams"].keys()
+        assert not (started and group.get("resources"))
 
 
 def test_the_driver_finds_the_job_file():

@@ -144,6 +144,11 @@ def test_pod_ends_with_the_exit_code_of_the_run(account, end, code):
     assert submit(Api([RUNNING, end]), account) == code
 
 
+def test_an_operator_who_stops_a_run_is_told_how_its_cluster_goes(account, capsys):
+    submit(Api([RUNNING, {"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}]), account)
+    assert f"kubectl delete rayjob {PREFIX}-1" in capsys.readouterr().out
+
+
 def test_exit_code_is_read_from_the_message_that_ray_writes():
     ray = Path(importlib.util.find_spec("ray").origin).parent
     source = (ray / "dashboard" / "modules" / "job" / "job_supervisor.py").read_text()
