@@ -20,12 +20,13 @@ import pyarrow as pa
 import torch
 
 import pipeline
+from model.metrics.frames import frame_psnr
 from pipeline.config import StorageConfig, build_job
 from pipeline.engine.worker.latent_spool import to_storage
 from pipeline.format.codec import decoded, encoded, held_type, is_plain, storage_name
 from pipeline.format.tensors import stored_values
 from pipeline.look.originals import Originals
-from pipeline.look.showing import LatentDecoder, frame_psnr
+from pipeline.look.showing import LatentDecoder
 from pipeline.look.stored import StoredClip, choose, encoder_of, facts, in_turns, latent_bytes
 from pipeline.sample_corpus import make_samples
 from pipeline.storage import open_store

@@ -1,7 +1,7 @@
 """Quality of one clip's reconstruction, measured frame by frame.
 
-Takes uint8 RGB frames `3 T H W` of both, black 0, white 255; returns a `ClipQuality`. torchmetrics computes PSNR and SSIM of each frame,
-`model.metrics.perceptual` LPIPS. Memory depends on the frames passed at once, not on the clip's length.
+Takes uint8 RGB frames `3 T H W` of both, black 0, white 255; returns a `ClipQuality`. `model.metrics.frames` computes PSNR and SSIM of each
+frame, `model.metrics.perceptual` LPIPS. Memory depends on the frames passed at once, not on the clip's length.
 
 - **psnr**: mean over frames of each frame's PSNR, peak 255. Identical frames (infinite PSNR) count as 100 dB, as in published code.
 - **psnr_of_mse**: PSNR of the mean squared error over all frames. At most the mean of PSNRs (Jensen): a single bad frame counts more.
@@ -21,19 +21,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from model.metrics.frames import SSIM_WINDOW, WHITE, decibels_of, frame_psnr, frame_ssim
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from model.metrics.perceptual import LPIPS
 
-WHITE = 255.0
-MOST_DB = 100.0  # value of identical frames
-SMALLEST_SIDE = 11  # SSIM's window
-SSIM_BORDER = 5  # pixels at each border whose window leaves the frame
-SSIM_CONVENTION = "11x11 Gaussian window, sigma 1.5, per colour, without the 5 pixels at each border"
-FRAMES_AT_ONCE = 4  # passed to SSIM and LPIPS, so that memory does not grow with the chunks added
+FRAMES_AT_ONCE = 4  # passed to LPIPS, so that memory does not grow with the chunks added
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,27 +70,19 @@ class ClipMeter:
         check_pair(original_CTHW, other_CTHW)
         for start in range(0, original_CTHW.shape[1], FRAMES_AT_ONCE):
             frames = slice(start, start + FRAMES_AT_ONCE)
-            self._add(original_CTHW[:, frames].transpose(0, 1), other_CTHW[:, frames].transpose(0, 1))
+            self._add(original_CTHW[:, frames], other_CTHW[:, frames])
 
-    def _add(self, original_TCHW: torch.Tensor, other_TCHW: torch.Tensor) -> None:
-        difference = original_TCHW.int() - other_TCHW.int()
+    def _add(self, original_CTHW: torch.Tensor, other_CTHW: torch.Tensor) -> None:
+        difference = original_CTHW.int() - other_CTHW.int()
         self._squares += int(difference.square().sum())
         self._errors += int(difference.abs().sum())
-        self._light += int(original_TCHW.sum(dtype=torch.int64))
+        self._light += int(original_CTHW.sum(dtype=torch.int64))
         self._values += difference.numel()
-        # sums of squares are exact in float64, whatever parts the frames come in
-        original, other = original_TCHW.double(), other_TCHW.double()
-        decibels = peak_signal_noise_ratio(other, original, data_range=WHITE, reduction="none", dim=(1, 2, 3))
-        self._psnr += decibels.clamp(max=MOST_DB).tolist()
-        original, other = original.float(), other.float()
-        # The map is cropped here because torchmetrics counts reflected borders from some version on (its pull request 2721).
-        _, similarity = structural_similarity_index_measure(
-            other, original, data_range=WHITE, reduction="none", return_full_image=True
-        )
-        inside = slice(SSIM_BORDER, -SSIM_BORDER)
-        self._ssim += similarity[..., inside, inside].mean((-3, -2, -1)).reshape(-1).tolist()
+        self._psnr += frame_psnr(original_CTHW, other_CTHW)
+        self._ssim += frame_ssim(original_CTHW, other_CTHW)
         if self._lpips is not None:
-            self._distances += self._lpips(original / (WHITE / 2) - 1, other / (WHITE / 2) - 1).tolist()
+            scaled = (clip.transpose(0, 1).float() / (WHITE / 2) - 1 for clip in (original_CTHW, other_CTHW))
+            self._distances += self._lpips(*scaled).tolist()
 
     def result(self) -> ClipQuality:
         """Quality of all frames added. Raises ValueError if there are none."""
@@ -129,11 +117,6 @@ def clip_quality(
     return meter.result()
 
 
-def decibels_of(mean_square: float) -> float:
-    """PSNR of a mean squared error of 8-bit values, at most `MOST_DB`."""
-    return MOST_DB if mean_square == 0 else min(MOST_DB, 10 * math.log10(WHITE**2 / mean_square))
-
-
 def by_position(values: Sequence[float], lead_frames: int, time_stride: int) -> tuple[float, ...]:
     """Means over the frames at each position of complete groups (IV-VAE supplement 1.2); empty if there is no complete group."""
     grouped = values[lead_frames:]
@@ -152,9 +135,9 @@ def check_pair(original_CTHW: torch.Tensor, other_CTHW: torch.Tensor) -> None:
         raise ValueError(
             f"original and reconstruction differ in shape: {tuple(original_CTHW.shape)}, {tuple(other_CTHW.shape)}"
         )
-    if min(original_CTHW.shape[2:]) < SMALLEST_SIDE:
+    if min(original_CTHW.shape[2:]) < SSIM_WINDOW:
         raise ValueError(
-            f"SSIM needs frames of at least {SMALLEST_SIDE} pixels a side, got {original_CTHW.shape[2]}x{original_CTHW.shape[3]}"
+            f"SSIM needs frames of at least {SSIM_WINDOW} pixels a side, got {original_CTHW.shape[2]}x{original_CTHW.shape[3]}"
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from model.metrics.fidelity import MOST_DB
+from model.metrics.frames import MOST_DB
 
 if TYPE_CHECKING:
     from model.metrics.fidelity import ClipQuality

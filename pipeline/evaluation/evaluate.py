@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.rows import ClipRows
     from pipeline.records import ClipRules
 
-EXTRA = ("torchmetrics", "matplotlib")
+EXTRA = ("matplotlib",)
 SMALLEST_SIDE = 11  # pixels of SSIM's window
 NEWS_S = 15.0
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from model.metrics.examples import ExampleSelection, FrameSampler
-from model.metrics.fidelity import SSIM_CONVENTION, ClipMeter
+from model.metrics.fidelity import ClipMeter
+from model.metrics.frames import SSIM_CONVENTION
 from model.metrics.frechet import VideoDistance, WindowFeatures
 from model.metrics.i3d import PROTOCOLS, load_i3d
 from model.metrics.latents import LatentMoments
@@ -90,9 +90,9 @@ class Instruments:
         return {**describe_network(self.vae), "latent": "posterior mean, float32, not rounded to a storage type"}
 
     def conventions(self) -> dict[str, str | None]:
-        """How metrics were computed, as far as papers and versions of packages differ; JSON-ready."""
+        """How metrics were computed, as far as papers differ; JSON-ready."""
         lpips = None if self.lpips is None else self.lpips.backbone.label
-        return {"ssim": SSIM_CONVENTION, "torchmetrics": version("torchmetrics"), "lpips": lpips}
+        return {"ssim": SSIM_CONVENTION, "lpips": lpips}
 
 
 class ClipMeasurement:

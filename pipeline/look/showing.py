@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.colour import yuv_to_video
 from model.metrics.examples import FrameSampler
+from model.metrics.frames import frame_psnr, frame_ssim
 from model.metrics.roundtrip import eight_bits
 from model.out_of_memory import is_out_of_memory
 from model.sheets import write_sheet
@@ -30,9 +31,7 @@ if TYPE_CHECKING:
     from pipeline.look.stored import StoredClip
 
 GROUPS_AT_ONCE = 4  # latent frames of a part, in addition to the lead frames at the start
-MOST_DB = 100.0  # PSNR of identical frames, as in `lathe evaluate`
 SHEET_PIXELS = 1600  # width of the sheet
-SSIM_WINDOW = 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,42 +155,6 @@ class LatentDecoder:
         low_high = self.vae.spec.value_range
         planes_BT3HW = self._torch.from_numpy(original.take(count))[None]
         return eight_bits(yuv_to_video(planes_BT3HW, [original.matrix], low_high), low_high)[0]
-
-
-def frame_psnr(original_CTHW: torch.Tensor, other_CTHW: torch.Tensor) -> list[float]:
-    """PSNR of each frame in dB, peak 255, at most 100 dB. As in `model.metrics.fidelity`, which needs an extra to be installed."""
-    difference_CTHW = original_CTHW.double() - other_CTHW.double()
-    mse_T = difference_CTHW.square().mean(dim=(0, 2, 3))
-    decibels: list[float] = (10 * (255.0**2 / mse_T).log10()).clamp(max=MOST_DB).tolist()
-    return decibels
-
-
-def frame_ssim(original_CTHW: torch.Tensor, other_CTHW: torch.Tensor) -> list[float]:
-    """SSIM of each frame, peak 255: 11x11 Gaussian window of sigma 1.5, mean over pixels whose window lies inside, and colours.
-
-    As in `model.metrics.fidelity`, which needs an extra to be installed. Empty for frames smaller than the window.
-    """
-    if min(original_CTHW.shape[2:]) < SSIM_WINDOW:
-        return []
-    offsets = load_torch().arange(SSIM_WINDOW) - SSIM_WINDOW // 2
-    weights = (-(offsets / 1.5).square() / 2).exp()
-    window = weights / weights.sum()
-
-    def blurred(pixels_TCHW: torch.Tensor) -> torch.Tensor:
-        rows = (pixels_TCHW.unfold(2, SSIM_WINDOW, 1) * window).sum(-1)
-        return (rows.unfold(3, SSIM_WINDOW, 1) * window).sum(-1)
-
-    found = []
-    for frame in range(original_CTHW.shape[1]):  # one at a time: a window takes 11 times the memory of the frame
-        one, other = (video[:, frame : frame + 1].transpose(0, 1).float() for video in (original_CTHW, other_CTHW))
-        mean, other_mean = blurred(one), blurred(other)
-        variance, other_variance = blurred(one * one) - mean**2, blurred(other * other) - other_mean**2
-        covariance = blurred(one * other) - mean * other_mean
-        light, contrast = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-        values = (2 * mean * other_mean + light) * (2 * covariance + contrast)
-        values /= (mean**2 + other_mean**2 + light) * (variance.clamp(min=0) + other_variance.clamp(min=0) + contrast)
-        found.append(float(values.mean()))
-    return found
 
 
 def _mean(values: Sequence[float]) -> float | None:

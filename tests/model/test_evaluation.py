@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 import model
 from model.metrics.examples import KEPT_FRAMES, SAMPLE, ExampleSelection, FrameSampler
-from model.metrics.fidelity import MOST_DB, ClipMeter, by_position, clip_quality
+from model.metrics.fidelity import ClipMeter, by_position, clip_quality
+from model.metrics.frames import MOST_DB, frame_ssim
 from model.metrics.latents import LatentMoments
 from model.metrics.perceptual import LPIPS
 from model.metrics.roundtrip import RoundTrip, eight_bits
@@ -43,8 +45,8 @@ def test_quality_of_flat_frames_equals_hand_computed_values():
     ssim = [
         (2 * a * b + c1) / (a * a + b * b + c1) for a, b in [(100, 110), (100, 100), (50, 50), (50, 55), (200, 180)]
     ]
-    assert quality.frame_ssim == pytest.approx(ssim, abs=1e-3)  # float32 variances of flat frames are not quite zero
-    assert quality.ssim_positions == pytest.approx(ssim[1:], abs=1e-3)
+    assert quality.frame_ssim == pytest.approx(ssim, abs=1e-12)
+    assert quality.ssim_positions == pytest.approx(ssim[1:], abs=1e-12)
     assert quality.groups == 1
 
 
@@ -66,7 +68,21 @@ def test_ssim_counts_only_windows_inside_the_frame():
     variances = blurred(x * x) - u * u + blurred(y * y) - v * v + c2
     similarity = (2 * u * v + c1) * covariance / ((u * u + v * v + c1) * variances)
     assert similarity.shape == (6, 1, 6, 6)
-    assert clip_quality(original, other).frame_ssim == pytest.approx(similarity.view(2, -1).mean(1).tolist(), abs=1e-5)
+    assert clip_quality(original, other).frame_ssim == pytest.approx(similarity.view(2, -1).mean(1).tolist(), abs=1e-12)
+
+
+@pytest.mark.parametrize(("lowest", "most"), [(0, 255), (0, 5), (250, 255)])
+def test_ssim_of_the_inner_pixels_is_that_of_torchmetrics_in_float64(lowest, most):
+    """Dark, bright and any pixels: float32 would be wrong in the third decimal where they are bright and flat."""
+    original, other = ((noise(seed, side=24).int() % (most - lowest + 1) + lowest).to(torch.uint8) for seed in (2, 3))
+    frames = [clip.transpose(0, 1).double() for clip in (other, original)]
+    _, similarity = structural_similarity_index_measure(
+        *frames, data_range=255.0, reduction="none", return_full_image=True
+    )
+    expected = similarity[..., 5:-5, 5:-5].mean((1, 2, 3))  # from some version on it counts reflected borders
+    assert frame_ssim(original, other) == pytest.approx(expected.tolist(), abs=1e-9)
+    assert frame_ssim(original, original) == [1.0] * 5
+    assert frame_ssim(original[:, :, :8], other[:, :, :8]) == [], "smaller than the window"
 
 
 def test_quality_does_not_depend_on_how_frames_are_split():

@@ -280,7 +280,7 @@ def test_frames_smaller_than_alexnet_takes_are_refused():
 
 
 def test_a_missing_extra_is_named(corpus, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torchmetrics" else object())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "matplotlib" else object())
     code, text = refused(corpus, output=tmp_path / "out", checkpoint=checkpoint)
     assert code == 2
     assert "pip install 'lathe[training]'" in text

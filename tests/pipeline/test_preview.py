@@ -16,6 +16,7 @@ import model
 import pipeline
 from model.colour import yuv_to_video
 from model.metrics.fidelity import ClipMeter
+from model.metrics.frames import frame_psnr
 from pipeline.cli.app import app
 from pipeline.cli.preview_wording import preview_lines
 from pipeline.config import DecodeConfig, DrillConfig, StorageConfig
@@ -24,7 +25,7 @@ from pipeline.errors import CheckpointError, InputError, NotFound, OutputError
 from pipeline.format.index import IndexRow
 from pipeline.look.originals import Originals
 from pipeline.look.preview import preview
-from pipeline.look.showing import LatentDecoder, frame_psnr
+from pipeline.look.showing import LatentDecoder
 from pipeline.look.stored import StoredClip, choose, facts, in_turns, latent_bytes
 from pipeline.records import FrameChunk, Sample
 from pipeline.storage import open_store
