@@ -16,24 +16,43 @@
   `maintenance_wording`, `preview_wording`: results as lines of text
 """
 
+import atexit
 import contextlib
 import os
 import sys
 import threading
+from typing import NoReturn
+
+STOPPED = 130  # exit code of a command that Ctrl-C ended
 
 
-def main() -> None:
-    """Entry point of `lathe` and `python -m pipeline`."""
-    from pipeline.cli.app import app
-
+def main() -> NoReturn:
+    """Entry point of `lathe` and `python -m pipeline`. Ends the process."""
     try:
+        from pipeline.cli.app import app
+
         app()
+        code: object = 0
     except SystemExit as end:
-        if isinstance(end.code, int) and any(thread.name == "identify" for thread in threading.enumerate()):
-            # A command that failed or was stopped early, while its network is identified. The interpreter would end that thread inside
-            # torch, which aborts the process: its exit code would be that of SIGABRT.
-            for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(OSError, ValueError):  # closed, or without a reader
-                    stream.flush()
-            os._exit(end.code)
-        raise
+        code = end.code
+    except KeyboardInterrupt:  # while the commands are imported; later they say what is left to do
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write("lathe: stopped\n")
+        code = STOPPED
+    _end(code if isinstance(code, int) else int(code is not None))
+
+
+def _end(code: int) -> NoReturn:
+    """Ends the process, without the destructors of libraries: a thread of torch or Arrow that is still at work would abort it there, and a
+    command that succeeded would have the exit code of SIGABRT.
+    """
+    try:
+        # A command that failed early does not wait for its network, whose thread is a daemon; all others are waited for, as always.
+        threading._shutdown()  # type: ignore[attr-defined]  # as `multiprocessing` ends its processes
+        atexit._run_exitfuncs()
+    except KeyboardInterrupt:
+        code = STOPPED
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # closed, or without a reader
+            stream.flush()
+    os._exit(code)

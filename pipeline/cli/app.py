@@ -22,6 +22,7 @@ from pipeline.cli import (
     status_commands,
 )
 from pipeline.cli.terminal import (
+    RESUMES,
     RETRY_REJECTS,
     AsJson,
     Checkpoint,
@@ -172,7 +173,7 @@ def encode(
             if publish:
                 output_commands.publish_job(job)
 
-    guard(run, debug=debug)
+    guard(run, debug=debug, again=RESUMES)
 
 
 def _encode(flags: dict[str, Any], config: str | None, overrides: tuple[str, ...]) -> EncodeJob:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.terminal import AsJson, Debug, Output, StoreSettings, guard, show_result, storage_config
+from pipeline.cli.terminal import (
+    RESUMES,
+    AsJson,
+    Debug,
+    Output,
+    StoreSettings,
+    counter,
+    guard,
+    show_result,
+    storage_config,
+)
 from pipeline.units import quantity
 
 if TYPE_CHECKING:
@@ -82,20 +91,13 @@ def export(
             where,
             fingerprint,
         )
-        with signals.handled():
-            report = export_output(output, directory, request, storage_config(endpoint_url), _progress())
+        with signals.handled(), counter() as show:
+            report = export_output(output, directory, request, storage_config(endpoint_url), _progress(show))
         values = report.to_dict()
         show_result(values, export_lines, as_json)
 
-    guard(run, debug=debug)
+    guard(run, debug=debug, again=RESUMES)
 
 
-def _progress() -> Callable[[int, int], None] | None:
-    """Prints a counter that overwrites itself, on a terminal only."""
-    if not sys.stderr.isatty():
-        return None
-
-    def show(written: int, total: int) -> None:
-        typer.echo(f"\r{written} of {quantity(total, 'row')} written", nl=written == total, err=True)
-
-    return show
+def _progress(show: Callable[[str], None] | None) -> Callable[[int, int], None] | None:
+    return show and (lambda written, total: show(f"{written} of {quantity(total, 'row')} written"))

@@ -57,7 +57,7 @@ def train(
             weights = training_run.learn(prepared, device, progress_log.step)
         progress_log.end(prepared, weights)
 
-    guard(run, debug=debug)
+    guard(run, debug=debug, again="the same command continues from the last checkpoint")
 
 
 def models(

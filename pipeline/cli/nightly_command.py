@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from pipeline.cli.terminal import AsJson, Debug, Overrides, fail_with, guard, show_result, stopped
+from pipeline.cli.terminal import RESUMES, AsJson, Debug, Overrides, fail_with, guard, show_result, stopped
 from pipeline.process import signals
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def nightly(
         with signals.handled():
             _run(job, flags, tuple(set_ or ()), exit_code or [], as_json, debug, accept_fingerprint=accept_fingerprint)
 
-    guard(run, debug=debug)
+    guard(run, debug=debug, again=RESUMES)
 
 
 def _run(

@@ -199,9 +199,20 @@ def publish_job(job: EncodeJob) -> None:
     try:
         published = make_snapshot(store, options, listing=lambda: list_inputs(job, store), canary=check)
     except PublishFailed as error:
-        show_failed(error, False)
+        if job.progress == "json":
+            _show_event("publish_failed", failed_values(error))
+        else:
+            show_failed(error, False)
         raise
-    show_published(published, False)
+    if job.progress == "json":
+        _show_event("published", published_values(published))
+    else:
+        show_published(published, False)
+
+
+def _show_event(event: str, values: dict[str, Any]) -> None:
+    """Prints one line of the JSON lines of `--progress json`."""
+    typer.echo(json_text({"event": event, **values}, indent=None))
 
 
 def interrupted(reached: Sequence[Progress], output: str) -> str:
@@ -218,13 +229,9 @@ def interrupted(reached: Sequence[Progress], output: str) -> str:
 
 def show_published(published: Any, as_json: bool, error: str | None = None, page: str | None = None) -> None:
     """Prints a `Published`. `error`: what failed afterwards. `page`: URI of the page on the snapshot."""
-    import json
-
     from pipeline.cli.snapshot_wording import published_lines
 
-    record = json.loads(published.snapshot.to_json())
-    delta = None if published.delta is None else published.delta.to_dict()
-    values = {"made": published.made, "notices": published.notices, "delta": delta, "snapshot": record}
+    values = published_values(published)
     if error is not None:
         values["error"] = error
     if page is not None:
@@ -232,17 +239,31 @@ def show_published(published: Any, as_json: bool, error: str | None = None, page
     show_result(values, published_lines, as_json)
 
 
+def published_values(published: Any) -> dict[str, Any]:
+    """A `Published`, JSON-ready."""
+    import json
+
+    record = json.loads(published.snapshot.to_json())
+    delta = None if published.delta is None else published.delta.to_dict()
+    return {"made": published.made, "notices": published.notices, "delta": delta, "snapshot": record}
+
+
 def show_failed(error: PublishFailed, as_json: bool) -> None:
     """Prints the checks of a snapshot that was not published, with their numbers. The error itself goes to stderr, by `guard`."""
-    from dataclasses import asdict
-
     from pipeline.cli.snapshot_wording import check_lines
 
-    checks = [asdict(check) for check in error.checks]
+    values = failed_values(error)
     if as_json:
-        typer.echo(json_text({"made": False, "error": str(error), "checks": checks}))
-    elif checks:
-        typer.echo("\n".join(check_lines(checks)))
+        typer.echo(json_text(values))
+    elif values["checks"]:
+        typer.echo("\n".join(check_lines(values["checks"])))
+
+
+def failed_values(error: PublishFailed) -> dict[str, Any]:
+    """The checks of a snapshot that was not published, JSON-ready."""
+    from dataclasses import asdict
+
+    return {"made": False, "error": str(error), "checks": [asdict(check) for check in error.checks]}
 
 
 def snapshots(

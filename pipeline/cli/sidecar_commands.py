@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.cli.maintenance_commands import WholeOutput
 from pipeline.cli.terminal import (
+    RESUMES,
     AsJson,
     Config,
     Debug,
     Device,
+    Fingerprint,
     Output,
     Overrides,
     StoreSettings,
+    counter,
     guard,
     show_result,
     storage_config,
@@ -26,7 +30,7 @@ from pipeline.cli.terminal import (
 from pipeline.units import size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from pipeline.storage import Store
 
 sidecar = typer.Typer(
     help="Tensors beside the latents: import, list, verify.", no_args_is_help=True, rich_markup_mode=None
@@ -75,6 +79,7 @@ def embed(
     address: Annotated[
         str | None, typer.Option(help="Address of the Ray cluster. [default: RAY_ADDRESS, else a private Ray]")
     ] = None,
+    fingerprint: Fingerprint = None,
     endpoint_url: StoreSettings = None,
     config: Config = None,
     set_: Overrides = None,
@@ -102,6 +107,7 @@ def embed(
             "device": device,
             "executor": executor,
             "address": address,
+            "fingerprint": fingerprint,
             "storage.endpoint_url": endpoint_url,
         }
         job = build(EmbedJob, flags, config_path=config, overrides=tuple(set_ or ()))
@@ -109,10 +115,11 @@ def embed(
         with signals.handled(), contextlib.redirect_stdout(sys.stderr):
             from pipeline.embedding.run import embed as make
 
-            report = make(job, _progress())
+            with counter() as show:
+                report = make(job, show and (lambda made: show(_embedded(made))))
         show_result(report.to_dict(), embed_lines, as_json)
 
-    guard(run, debug=debug)
+    guard(run, debug=debug, again=RESUMES)
 
 
 @sidecar.command("import")
@@ -136,9 +143,7 @@ def import_(
     captions: Annotated[
         str, typer.Option(help="Texts that the table is of: as for embed, in a table by caption or caption_hash.")
     ] = "first",
-    fingerprint: Annotated[
-        str | None, typer.Option(help="First digits of the fingerprint of the latents, where there are several.")
-    ] = None,
+    fingerprint: Fingerprint = None,
     skip_unknown: Annotated[
         bool, typer.Option("--skip-unknown", help="Leave out rows of the table that no row of the output needs.")
     ] = False,
@@ -166,22 +171,22 @@ def import_(
 
 
 @sidecar.command("list")
-def list_(output: Output, endpoint_url: StoreSettings = None, as_json: AsJson = False, debug: Debug = False) -> None:
+def list_(
+    output: WholeOutput, endpoint_url: StoreSettings = None, as_json: AsJson = False, debug: Debug = False
+) -> None:
     """Show the sidecar sets of an output. Lists tensors, versions, counts and the snapshots they cover."""
 
     def run() -> None:
         from pipeline.embedding.upkeep import list_sets
-        from pipeline.ledger.addresses import open_output
 
-        store, _ = open_output(output, storage_config(endpoint_url))
-        show_result(list_sets(store), list_lines, as_json)
+        show_result(list_sets(_open_whole(output, endpoint_url)), list_lines, as_json)
 
     guard(run, debug=debug)
 
 
 @sidecar.command()
 def verify(
-    output: Output,
+    output: WholeOutput,
     name: Annotated[str, typer.Argument(metavar="SET[@N]", help="Name of the set; t5@3 for its version 3.")],
     endpoint_url: StoreSettings = None,
     as_json: AsJson = False,
@@ -191,10 +196,8 @@ def verify(
 
     def run() -> None:
         from pipeline.embedding.upkeep import verify_set
-        from pipeline.ledger.addresses import open_output
 
-        store, _ = open_output(output, storage_config(endpoint_url))
-        report = verify_set(store, name)
+        report = verify_set(_open_whole(output, endpoint_url), name)
         show_result(report, verify_lines, as_json)
         if report["num_damaged"]:
             raise typer.Exit(1)
@@ -204,7 +207,7 @@ def verify(
 
 @sidecar.command()
 def prune(
-    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or s3://bucket/prefix that encode wrote.")],
+    output: WholeOutput,
     name: Annotated[str, typer.Argument(metavar="SET", help="Name of the set.")],
     grace_hours: Annotated[
         float,
@@ -219,17 +222,25 @@ def prune(
 
     def run() -> None:
         from pipeline.embedding.pruning import prune as remove
-        from pipeline.ledger.addresses import check_whole_output
         from pipeline.process import signals
-        from pipeline.storage import open_store
 
-        storage = storage_config(endpoint_url)
-        store = open_store(check_whole_output(output), storage)
+        storage, store = storage_config(endpoint_url), _open_whole(output, endpoint_url)
         with signals.handled():
             report = remove(store, name, storage, grace_s=grace_hours * 3600, dry_run=dry_run).to_dict()
         show_result({**report, "dry_run": dry_run}, prune_lines, as_json)
 
     guard(run, debug=debug)
+
+
+def _open_whole(output: str, endpoint_url: str | None) -> Store:
+    """Store of a latent set, named without a snapshot. Raises OutputError for another folder, ConfigError for `@N`."""
+    from pipeline.ledger.addresses import check_whole_output
+    from pipeline.ledger.receipts import Ledger
+    from pipeline.storage import open_store
+
+    store = open_store(check_whole_output(output), storage_config(endpoint_url))
+    Ledger(store).latent_set()
+    return store
 
 
 def embed_lines(report: dict[str, Any]) -> list[str]:
@@ -327,14 +338,5 @@ def prune_lines(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _progress() -> Callable[[Any], None] | None:
-    """Prints a counter that overwrites itself, on a terminal only."""
-    if not sys.stderr.isatty():
-        return None
-
-    def show(report: Any) -> None:
-        typer.echo(
-            f"\r{report.encoded} embedded, {report.tokens} tokens, {size(report.bytes_written)}", nl=False, err=True
-        )
-
-    return show
+def _embedded(report: Any) -> str:
+    return f"{report.encoded} embedded, {report.tokens} tokens, {size(report.bytes_written)}"

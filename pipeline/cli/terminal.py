@@ -5,6 +5,7 @@ Packages are imported when a command runs, so that `--help` is fast.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -19,7 +20,7 @@ from pipeline.process.signals import EXIT_CODE
 from pipeline.units import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pipeline.errors import LatheError
 
@@ -99,6 +100,10 @@ Strict = Annotated[
         help="Exit with code 2 if a folder, pattern or list contains objects that would not be encoded.",
     ),
 ]
+Fingerprint = Annotated[
+    str | None, typer.Option(help="First digits of the fingerprint of the latents, where there are several.")
+]
+RESUMES = "the same command resumes"  # `again` of `guard`, for commands that go on where they were stopped
 Output = Annotated[
     str,
     typer.Argument(metavar="OUTPUT[@N]", help="Folder or s3://bucket/prefix that encode wrote; out@3 for snapshot 3."),
@@ -154,12 +159,12 @@ def show_result(values: Any, lines: Callable[[Any], list[str]], as_json: bool) -
     typer.echo(json_text(values) if as_json else "\n".join(map(printable, lines(values))))
 
 
-def json_text(values: Any) -> str:
-    """`values` as JSON for other programs. Numbers that are not finite, for which JSON has no words, are null."""
+def json_text(values: Any, indent: int | None = 1) -> str:
+    """`values` as JSON for other programs, on one line without `indent`. Numbers that are not finite are null: JSON has no words for them."""
     try:
-        return json.dumps(values, indent=1, default=str, allow_nan=False)
+        return json.dumps(values, indent=indent, default=str, allow_nan=False)
     except ValueError:
-        return json.dumps(_finite(values), indent=1, default=str, allow_nan=False)
+        return json.dumps(_finite(values), indent=indent, default=str, allow_nan=False)
 
 
 def _finite(values: Any) -> Any:
@@ -171,7 +176,7 @@ def _finite(values: Any) -> Any:
 
 
 def guard(
-    call: Callable[[], None], *, debug: bool, again: str | Callable[[], str] = "the same command resumes"
+    call: Callable[[], None], *, debug: bool, again: str | Callable[[], str] = "run the same command again"
 ) -> None:
     """Runs a command; a `LatheError` becomes one line and its exit code. `again`: advice to the user after an interruption, or a
     function that gives it.
@@ -189,6 +194,23 @@ def guard(
     except BrokenPipeError:
         sys.stderr.close()
         raise typer.Exit(1) from None
+
+
+@contextlib.contextmanager
+def counter() -> Iterator[Callable[[str], None] | None]:
+    """Shows a line on stderr that overwrites itself and ends with the block; None where stderr is not a terminal."""
+    shown = False
+
+    def show(text: str) -> None:
+        nonlocal shown
+        shown = True
+        typer.echo(f"\r{text}", nl=False, err=True)
+
+    try:
+        yield show if sys.stderr.isatty() else None
+    finally:
+        if shown:
+            typer.echo(err=True)
 
 
 def stopped(message: str, code: int = EXIT_CODE) -> NoReturn:

@@ -224,7 +224,7 @@ def build_lines(report: BuildReport) -> list[str]:
         f"{report.shards_done} of {quantity(report.shards_total, 'shard')} encoded in {report.wall_s:.1f} s{startup}{before}",
         f"  samples   {counts.samples} in = {counts.encoded} encoded + {counts.rejected} rejected",
         f"  clips     {counts.clips} written + {counts.clips_rejected} rejected, {quantity(counts.frames, 'frame')}, "
-        f"{report.frames_per_s:.1f} frames/s, {size(report.num_bytes)}",
+        f"{report.frames_per_s:.1f} frames/s, {size(report.num_bytes)} with indexes",
     ]
     if report.shards_elsewhere:
         total = report.shards_total

@@ -142,7 +142,7 @@ def _of_fingerprint(table: pa.Table, wanted: str | None, where: str) -> tuple[pa
         raise InputError(
             f"{where} holds the fingerprints {shown}, "
             + (
-                "a dataset has one; choose it by fingerprint="
+                "a dataset has one; choose it by fingerprint= (of a command: --fingerprint)"
                 if wanted is None
                 else f"expected one that begins with {wanted!r}"
             )

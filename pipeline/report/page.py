@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import re
+import urllib.parse
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -114,7 +115,7 @@ def visible(text: object) -> str:
 
 def _source(pictures: Pictures, name: str, assets: str | None) -> str:
     if assets is not None:
-        return f"{assets}/{name}.webp"
+        return f"{urllib.parse.quote(assets)}/{name}.webp"
     return f"data:image/webp;base64,{base64.b64encode(pictures.by_name[name]).decode()}"
 
 

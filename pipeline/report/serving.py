@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
+import urllib.parse
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
@@ -42,6 +44,11 @@ class OutputServer(ThreadingHTTPServer):
         self.store, self._storage = store, storage
         self._made: dict[int, tuple[frozenset[str], bytes]] = {}  # with the takedowns of that time
         self._making = threading.Lock()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Prints the traceback of a failed request, but says nothing of a browser that went away."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     def index(self) -> bytes:
         """The list of snapshots, newest first."""
@@ -78,15 +85,16 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answers a request."""
         try:
-            if (self.headers.get("Host") or "").rsplit(":", 1)[0] not in HOSTS:
+            path = urllib.parse.urlsplit(self.path).path
+            if (self.headers.get("Host") or "").rsplit(":", 1)[0].lower() not in HOSTS:
                 self._send(
                     HTTPStatus.FORBIDDEN, TEXT, b"only this machine is served; open http://127.0.0.1 with the port\n"
                 )
-            elif self.path == "/":
+            elif path == "/":
                 self._send(HTTPStatus.OK, HTML, self.server.index())
-            elif self.path == "/progress.json":
+            elif path == "/progress.json":
                 self._send(HTTPStatus.OK, JSON, json.dumps(live_status(self.server.store), default=str).encode())
-            elif match := _PAGE.fullmatch(self.path):
+            elif match := _PAGE.fullmatch(path):
                 self._send(HTTPStatus.OK, HTML, self.server.page(int(match[1])))
             else:
                 self._send(HTTPStatus.NOT_FOUND, TEXT, b"no such page; / lists the snapshots\n")

@@ -111,7 +111,7 @@ def make_samples(
     The same seed gives the same bytes with the same version of libav. Takes about ten seconds.
 
     Raises:
-        OutputError: `folder` cannot be written.
+        OutputError: `folder` cannot be written, or is not empty: what is in it may be the user's.
         ValueError: `shards` is not between 1 and the number of samples.
     """
     if not 1 <= shards <= len(RECIPES):
@@ -119,6 +119,8 @@ def make_samples(
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
+        if (found := next(target.iterdir(), None)) is not None:
+            raise OutputError(f"{folder} is not empty, it holds {found.name}; name a new folder")
         samples = (_sample(index, recipe, seed) for index, recipe in enumerate(RECIPES))
         files = _write_files(target, samples) if layout == "files" else _write_tars(target, samples, shards)
     except OSError as error:

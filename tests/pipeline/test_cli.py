@@ -1,16 +1,21 @@
 """The command line: exit codes, one-line errors, and the output of each command on a real build."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 import pipeline
+from pipeline import cli
 from pipeline.cli.app import app
 from pipeline.cli.nightly_command import night_lines
 from pipeline.cli.progress import display_for
 from pipeline.cli.terminal import fail, show_result
+from pipeline.errors import PublishFailed
 from pipeline.nightly.night import RejectedInput, new_night
 from tests import forked_command
 from tests.tiny_corpus import make_corpus, tiny_flags, tiny_job, video_bytes, write_tar
@@ -56,6 +61,21 @@ def test_progress_json_is_json_lines_with_a_report_at_the_end(built, tmp_path):
         True,
     )
     assert report["rejects"] == {"too_short": 2}
+
+
+def test_progress_json_stays_json_lines_when_the_build_is_published(built, tmp_path, monkeypatch):
+    corpus, _ = built
+    flags = [flag if flag != "plain" else "json" for flag in tiny_flags("--executor", "inline")]
+    encode = ["encode", corpus, tmp_path / "out", *flags, "--publish"]
+    last = json.loads(lathe(*encode).stdout.splitlines()[-1])
+    assert (last["event"], last["snapshot"]["counts"]["rows"]) == ("published", 8)
+
+    def publish(*arguments, **options):
+        raise PublishFailed("a check failed")
+
+    monkeypatch.setattr("pipeline.operate.publish.publish", publish)
+    last = json.loads(lathe(*encode, code=1).stdout.splitlines()[-1])
+    assert last == {"event": "publish_failed", "made": False, "error": "a check failed", "checks": []}
 
 
 def test_status_inspect_verify_describe_an_output(built):
@@ -136,6 +156,52 @@ def test_exceeded_reject_budget_is_exit_code_1_with_the_summary(tmp_path):
     result = lathe("encode", tmp_path / "a.tar", tmp_path / "out", *tiny_flags("--executor", "inline"), code=1)
     assert "3 of 4 samples are damaged" in result.stderr
     assert "undecodable 3" in result.stdout
+
+
+def test_a_thread_of_a_library_that_is_still_at_work_does_not_change_the_exit_code():
+    """A daemon thread as torch and Arrow have them, which aborts the process where the interpreter ends it: that must not happen."""
+    program = (
+        "import sys, threading, time, atexit\n"
+        "from pipeline import cli\n"
+        "atexit.register(print, 'registered')\n"
+        "threading.Thread(target=lambda: (threading.main_thread().join(), print('waited for'))).start()\n"
+        "threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
+        "class Aborts:\n"
+        "    def __del__(self): import os; os.abort()\n"
+        "kept = Aborts()\n"
+        "sys.argv[1:] = ['models', '--json']\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("waited for\nregistered\n")
+
+
+@pytest.mark.parametrize(("raised", "code"), [(SystemExit(3), 3), (SystemExit(None), 0), (KeyboardInterrupt(), 130)])
+def test_the_process_ends_with_the_code_of_the_command(monkeypatch, capsys, raised, code):
+    def command():
+        raise raised
+
+    ended = []
+    monkeypatch.setattr("pipeline.cli.app.app", command)
+    monkeypatch.setattr("pipeline.cli._end", ended.append)
+    cli.main()
+    assert ended == [code]
+    assert capsys.readouterr().err == ("lathe: stopped\n" if code == 130 else "")
+
+
+def test_ctrl_c_while_commands_are_imported_is_one_line_and_exit_code_130(tmp_path):
+    (tmp_path / "typer.py").write_text("print('importing', flush=True)\nimport time; time.sleep(600)\n")
+    command = [
+        sys.executable,
+        "-c",
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from pipeline import cli; cli.main()",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate()[1] == "lathe: stopped\n"
+    assert process.returncode == 130
 
 
 def test_debug_shows_where_an_error_came_from(tmp_path):

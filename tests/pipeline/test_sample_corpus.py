@@ -134,3 +134,11 @@ def test_a_folder_that_cannot_be_written_is_an_output_error(tmp_path):
 def test_an_impossible_number_of_shards_is_refused():
     with pytest.raises(ValueError, match="expected 1 to 20, got 0"):
         make_samples("/nonexistent", shards=0)
+
+
+def test_a_folder_that_is_not_empty_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "000000.tar").write_bytes(b"of the user")
+    for layout in ("tar", "files"):
+        with pytest.raises(OutputError, match=r"is not empty, it holds 000000\.tar; name a new folder"):
+            make_samples(str(tmp_path), layout=layout)  # type: ignore[arg-type]
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("000000.tar", b"of the user")]

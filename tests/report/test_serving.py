@@ -4,6 +4,8 @@ import http.client
 import json
 import os
 import signal
+import socket
+import struct
 import threading
 import time
 from contextlib import contextmanager
@@ -71,6 +73,25 @@ def test_other_hosts_are_refused(store):
     with serving(store) as port:
         assert ask(port, "/", host="evil.example")[0] == 403
         assert ask(port, "/", host=f"localhost:{port}")[0] == 200
+
+
+def test_a_browser_that_goes_away_is_no_news(store, capfd):
+    with serving(store) as port:
+        for request in (b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: LOCALHOST\r\n\r\n"):
+            client = socket.create_connection(("127.0.0.1", port))
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close sends a reset
+            client.sendall(request)
+            client.close()
+        assert ask(port, "/?from=bookmark", host=f"LOCALHOST:{port}")[0] == 200
+    assert capfd.readouterr().err == ""
+
+
+def test_an_error_of_the_server_is_news(store, capfd, monkeypatch):
+    with serving(store) as port:
+        monkeypatch.setattr("pipeline.report.serving.OutputServer.index", lambda server: 1 / 0)
+        with pytest.raises(http.client.RemoteDisconnected):
+            ask(port, "/")
+    assert "ZeroDivisionError" in capfd.readouterr().err
 
 
 def test_a_takedown_reaches_a_page_that_was_made_before(store):

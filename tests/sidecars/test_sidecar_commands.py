@@ -32,6 +32,16 @@ def output(made: Output, tmp_path: Path) -> Output:
     return copied(made, tmp_path)
 
 
+@pytest.mark.parametrize("command", [["list"], ["verify", "t5"], ["prune", "t5"]])
+def test_a_folder_that_is_no_output_is_refused(output: Output, tmp_path: Path, command: list[str]) -> None:
+    name, *more = command
+    for address, words in (
+        (tmp_path / "nothing", "is not a latent set"),
+        (f"{output.store.root}@1", "@1 names a snapshot"),
+    ):
+        assert words in lathe("sidecar", name, address, *more, code=2).stderr
+
+
 def lathe(*arguments: object, code: int = 0) -> Result:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == code, result.output

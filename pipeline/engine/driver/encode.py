@@ -134,7 +134,8 @@ def _encode(job: EncodeJob, display: Display, control: Control, annotations: Ann
             _run(build, context, store, display)
             if len(admitted) < len(todo):
                 report.stopped = report.stopped or control.budget.shards_reached()
-    report.wall_s = time.monotonic() - begun
+    if not todo:
+        report.wall_s = time.monotonic() - begun  # else that of the build, as its log has it: ending Ray takes seconds
     _judge(report, job, before, reasons)
     return report
 
