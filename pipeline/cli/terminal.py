@@ -160,7 +160,7 @@ def show_result(values: Any, lines: Callable[[Any], list[str]], as_json: bool) -
 
 
 def json_text(values: Any, indent: int | None = 1) -> str:
-    """`values` as JSON for other programs, on one line without `indent`. Numbers that are not finite are null: JSON has no words for them."""
+    """`values` as JSON for other programs, on one line without `indent`. Numbers that are not finite are null, as JSON lacks them."""
     try:
         return json.dumps(values, indent=indent, default=str, allow_nan=False)
     except ValueError:

@@ -13,6 +13,7 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.export.models import CUSTOM, WAN_21, Model
+from pipeline.export.tar_part import serialized
 from pipeline.export.target import Target, tokens_only
 from pipeline.export.texts import EMBEDDING, MASK
 
@@ -88,26 +89,24 @@ class AutoModel(Target):
         for sample in samples:
             row = sample.row
             optional = {name: sample.texts[name].unsqueeze(0) for name in OPTIONAL if name in sample.texts}
-            torch.save(
-                {
-                    "video_latents": sample.latent.unsqueeze(0),
-                    "text_embeddings": self._text(sample).unsqueeze(0),
-                    **optional,
-                    "first_frame": None,
-                    "original_resolution": (row.width, row.height),
-                    "bucket_resolution": (row.width, row.height),
-                    "bucket_id": None,
-                    "aspect_ratio": row.width / row.height,
-                    "num_frames": row.num_frames,
-                    "prompt": row.caption or "",
-                    "video_path": row.source,
-                    "deterministic_latents": True,
-                    "model_version": {"wan": "wan2.1", "wan22": "wan2.2", CUSTOM: self.source.network}[self.model.name],
-                    "processing_mode": "video",
-                    "model_type": self.model.name,
-                },
-                place(self.paths(row)[0]),
-            )
+            content = {
+                "video_latents": sample.latent.unsqueeze(0),
+                "text_embeddings": self._text(sample).unsqueeze(0),
+                **optional,
+                "first_frame": None,
+                "original_resolution": (row.width, row.height),
+                "bucket_resolution": (row.width, row.height),
+                "bucket_id": None,
+                "aspect_ratio": row.width / row.height,
+                "num_frames": row.num_frames,
+                "prompt": row.caption or "",
+                "video_path": row.source,
+                "deterministic_latents": True,
+                "model_version": {"wan": "wan2.1", "wan22": "wan2.2", CUSTOM: self.source.network}[self.model.name],
+                "processing_mode": "video",
+                "model_type": self.model.name,
+            }
+            place(self.paths(row)[0]).write_bytes(serialized(content))
 
     def _text(self, sample: Sample) -> Tensor:
         """[L, D]: padded with zeros to the model's length, as Wan's pipeline has it; as it is for other models."""

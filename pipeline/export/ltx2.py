@@ -12,6 +12,7 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.export.models import LTX, Model
+from pipeline.export.tar_part import serialized
 from pipeline.export.target import Target
 from pipeline.export.texts import EMBEDDING, MASK
 
@@ -70,10 +71,10 @@ class Ltx2(Target):
             latents, conditions = map(place, self.paths(sample.row))
             _, frames, height, width = sample.latent.shape
             facts = {"num_frames": frames, "height": height, "width": width, "fps": float(sample.row.fps)}
-            torch.save({"latents": sample.latent, **facts}, latents)
+            latents.write_bytes(serialized({"latents": sample.latent, **facts}))
             embedding = sample.texts[EMBEDDING]
             mask = sample.texts.get(MASK, torch.ones(len(embedding)))
             condition = {"video_prompt_embeds": embedding, "prompt_attention_mask": mask.reshape(-1).to(torch.int64)}
             if AUDIO in sample.texts:
                 condition["audio_prompt_embeds"] = sample.texts[AUDIO]
-            torch.save(condition, conditions)
+            conditions.write_bytes(serialized(condition))

@@ -13,7 +13,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from pipeline.errors import InputError
 from pipeline.export.models import WAN_21, Model
@@ -92,8 +92,8 @@ class Musubi(Target):
             if sample.cond is not None:
                 masked = _with_mask(sample.cond, self.source.spec["time_stride"])
                 tensors[f"latents_image_{grid}_{dtype_name(masked)}"] = masked
-            save_file(tensors, latent_path, metadata={**facts, **size})
-            save_file(self._texts(sample), text_path, metadata={**facts, "caption1": row.caption or ""})
+            latent_path.write_bytes(save(tensors, metadata={**facts, **size}))
+            text_path.write_bytes(save(self._texts(sample), metadata={**facts, "caption1": row.caption or ""}))
 
     def _texts(self, sample: Sample) -> dict[str, Any]:
         if self.model.name == "wan":

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import InputError, OutputError
+from pipeline.errors import BuildError, InputError, OutputError
 from pipeline.export.journal import Journal, Part, write_flushed
 from pipeline.export.target import Folder, Sample
 from pipeline.export.values import converted
@@ -254,7 +254,7 @@ def _write_part(rows: Rows, target: Target, journal: Journal, folder: str, part_
             write_flushed(journal.staged(part.shared), target.part_index([row[3] for row in facts]))
         journal.commit(part)
     except OSError as error:
-        raise OutputError(
+        raise BuildError(
             f"{journal.directory} cannot be written: {error.strerror or error}; the same command goes on"
         ) from None
 

@@ -31,6 +31,11 @@ def tar_file(path: Path) -> Iterator[Callable[[str, bytes], None]]:
 
 def saved(tensor: Tensor) -> bytes:
     """What `torch.save` writes of a tensor that has its memory for itself."""
+    return serialized(tensor.clone())
+
+
+def serialized(value: object) -> bytes:
+    """What `torch.save` writes. Not into a file: where the disk is full it raises a RuntimeError without a word of that."""
     out = io.BytesIO()
-    torch.save(tensor.clone(), out)
+    torch.save(value, out)
     return out.getvalue()
