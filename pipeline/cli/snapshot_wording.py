@@ -52,6 +52,8 @@ def diff_lines(found: dict[str, Any]) -> list[str]:
         f"  sources   +{len(sources['added'])} -{len(sources['dropped'])}, {len(sources['replaced'])} replaced, "
         f"{len(sources['re_encoded'])} encoded again",
     ]
+    if hidden := a["rows"] + rows["added"] - rows["dropped"] - b["rows"]:
+        lines.insert(1, f"  note      {quantity(hidden, 'row')} that were taken down are left out of what follows")
     for sign, name in (("+", "added"), ("~", "replaced"), ("=", "re_encoded"), ("-", "dropped")):
         lines += [f"    {sign} {uri}" for uri in sources[name][:SOURCES_SHOWN]]
         if (rest := len(sources[name]) - SOURCES_SHOWN) > 0:

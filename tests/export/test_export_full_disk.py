@@ -32,7 +32,10 @@ def test_it_is_one_line_and_the_same_command_goes_on(target, tmp_path):
     rows = MemoryRows(SOURCE, [ltx_row("a")]) if target is Ltx2 else MemoryRows(rows=[wan_row("a", **large)])
     width = 2048 if target is Ltx2 else 4096
     texts = TextTable(write_texts(tmp_path / "texts.parquet", rows.rows, width, tokens=4 if target is Ltx2 else None))
-    with files_of_at_most(4000), pytest.raises(BuildError, match="cannot be written: .*File too large; the same command goes on"):
+    with (
+        files_of_at_most(4000),
+        pytest.raises(BuildError, match="cannot be written: .*File too large; the same command goes on"),
+    ):
         run(target, rows, tmp_path / "out", texts=texts)
     assert BuildError.exit_code == 1
     assert run(target, rows, tmp_path / "out", texts=texts).added == 1

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipeline.cli.snapshot_wording import diff_lines
 from pipeline.errors import InputError, OutputError, PublishFailed
 from pipeline.format.columns import storable
 from pipeline.ledger.receipts import Ledger
@@ -106,6 +107,7 @@ def check_readers_accept_deleted_files(store: Store, other: Receipt) -> None:
         assert "2 files are deleted of receipts whose sources are all taken down" in report.notices
     found = diff((store, 1), (store, 2))
     assert (found["rows"], len(found["files"]["dropped"])) == ({"added": 0, "dropped": 0}, 1)
+    assert "rows that were taken down are left out of what follows" in diff_lines(found)[1]
     index = other.files[0].index_key
     data = store.read(index)
     store.delete(index)
