@@ -63,6 +63,19 @@ def test_full_range_becomes_limited(pix_fmt, tagged):
     np.testing.assert_allclose(means, [16 + 219 * 220 / 255, *[128 + 72 * 224 / 255] * 2], atol=1)
 
 
+@pytest.mark.parametrize("tag", [0, 1, 2])
+@pytest.mark.parametrize("pix_fmt", ["gray", "gray10le"])
+def test_grey_is_full_range_whatever_the_tag(pix_fmt, tag):
+    """libav's scaler knows no limited grey."""
+    bits = 10 if "10" in pix_fmt else 8
+    frame = np.full((64, 64), 220 << bits - 8, np.uint16 if bits > 8 else np.uint8)
+    tags = {"color_range": tag}
+    data = encode([frame], codec="ffv1", container="matroska", pix_fmt=pix_fmt, source_format=pix_fmt, tags=tags)
+    video = open_video(data, LIMITS)
+    assert video.info.color_range == ("untagged", "limited", "full")[tag]
+    np.testing.assert_allclose(planes(video, [0])[0].mean((1, 2)), [16 + 219 * 220 / 255, 128, 128], atol=1)
+
+
 def test_rgb_sources_become_bt709():
     rgb = np.zeros((64, 64, 3), np.uint8)
     rgb[..., 0] = 255
