@@ -1,7 +1,8 @@
 """Reader of tables that list or annotate inputs: `.parquet`, `.csv`, `.tsv`, `.jsonl`, `.ndjson` as rows of source, key and JSON text.
 
 Reads row by row, in bounded memory. The text of a row has sorted names, so that equal rows have equal text in every format; numbers of CSV
-stay text. A table that cannot be read as a whole is an error before anything starts.
+stay text, times of Parquet become text to the microsecond, with and without pandas. A table that cannot be read as a whole is an error
+before anything starts.
 """
 
 from __future__ import annotations
@@ -129,12 +130,63 @@ def _cells(path: str, name: str) -> Iterator[tuple[tuple[str, ...], Cells]]:
 
 
 def _parquet(path: str, name: str) -> Iterator[tuple[tuple[str, ...], Cells]]:
-    with pq.ParquetFile(path) as file:
+    # Spark stores times as int96, which as nanoseconds end in 2262.
+    with pq.ParquetFile(path, coerce_int96_timestamp_unit="us") as file:
         _check_distinct(name, tuple(file.schema_arrow.names))
-        names = tuple(item.name for item in file.schema_arrow if not _has_bytes(item.type))
+        kept = pa.schema(
+            item.with_type(_readable(item.type)) for item in file.schema_arrow if not _has_bytes(item.type)
+        )
+        names, before = tuple(kept.names), 0
         for batch in file.iter_batches(BATCH_ROWS, columns=list(names)):
-            for cells in batch.to_pylist():
+            for cells in _cells_of(batch.select(list(names)), kept, name, before):
                 yield names, cells
+            before += len(batch)
+
+
+def _cells_of(batch: pa.RecordBatch, kept: pa.Schema, name: str, before: int) -> list[Cells]:
+    """Cells of each row of a batch, with values of the types of `kept`. Raises `InputError` for a value that Python does not have."""
+    try:
+        return batch.cast(kept, safe=False).to_pylist()
+    except (ValueError, OverflowError):
+        for row in range(len(batch)):
+            _check_readable(batch.slice(row, 1), kept, f"{name}: row {before + row + 1}")
+        raise
+
+
+def _check_readable(row: pa.RecordBatch, kept: pa.Schema, what: str) -> None:
+    for column, item in zip(row.columns, kept, strict=True):
+        try:
+            column.cast(item.type, safe=False).to_pylist()
+        except (ValueError, OverflowError) as error:
+            raise InputError(
+                f"{what}, column {item.name!r}: a value of {str(column.type)[:80]} cannot be read ({' '.join(str(error).split())}); "
+                "expected times of the years 1 to 9999, known time zones and distinct names of fields; store it as text, or leave the "
+                "column out of the table"
+            ) from None
+
+
+def _readable(kind: pa.DataType) -> pa.DataType:
+    """The type with microseconds for nanoseconds: pyarrow gives these as objects of pandas if it is installed, else not at all."""
+    types = pa.types
+    if types.is_timestamp(kind) and kind.unit == "ns":
+        return pa.timestamp("us", kind.tz)
+    if types.is_duration(kind) and kind.unit == "ns":
+        return pa.duration("us")
+    if types.is_time64(kind):
+        return pa.time64("us")
+    if types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, _readable(kind.value_type), kind.ordered)
+    if types.is_map(kind):
+        return pa.map_(_readable(kind.key_type), _readable(kind.item_type))
+    if types.is_struct(kind):
+        return pa.struct([item.with_type(_readable(item.type)) for item in kind])
+    if types.is_list(kind):
+        return pa.list_(_readable(kind.value_type))
+    if types.is_large_list(kind):
+        return pa.large_list(_readable(kind.value_type))
+    if types.is_fixed_size_list(kind):
+        return pa.list_(_readable(kind.value_type), kind.list_size)
+    return kind
 
 
 def _has_bytes(kind: pa.DataType) -> bool:

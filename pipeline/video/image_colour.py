@@ -23,6 +23,7 @@ PROFILED = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK", "LAB": "Lab"}  # mode -> 
 ROUNDING = 1  # levels by which the conversion of sRGB to itself may be off
 PQ, HLG = 16, 18  # ITU-T H.273
 NCLX, CICP = b"colrnclx", b"cICP"  # AVIF and PNG: primaries, transfer, matrix follow; two bytes each, or one
+PNG_GREY, PNG_RGB = 0, 2  # colour types
 HEADER_BYTES = 64 * 1024  # colour is described before the pixels
 
 
@@ -67,6 +68,17 @@ def transfer(head: bytes) -> str | None:
     return None
 
 
+def scale_transparent_value(image: Image.Image, head: bytes) -> None:
+    """Gives the transparent value of an opened PNG that begins with `head` the range of its pixels, which Pillow converts to 8 bits."""
+    value = image.info.get("transparency")
+    bits, kind = head[(at := head.find(b"IHDR") + 12) : at + 2]
+    if kind == PNG_GREY and bits in (2, 4, 8) and isinstance(value, int):
+        most = (1 << bits) - 1
+        image.info["transparency"] = (value & most) * 255 // most
+    elif kind == PNG_RGB and bits == 16 and isinstance(value, tuple):  # Pillow keeps the upper 8
+        image.info["transparency"] = tuple(channel >> 8 for channel in value)
+
+
 def _eight_bits(image: Image.Image) -> Image.Image:
     """The image in mode L, LA, RGB, RGBA, CMYK or LAB."""
     if image.mode in SIXTEEN_BITS:
@@ -74,12 +86,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         message = f"values of Pillow's mode {image.mode} have no known range; convert the image to 8 or 16 bits"
         raise PolicyReject("pixel_format", message, stage="decode")
-    transparent = image.info.get("transparency")
-    if (
-        isinstance(transparent, tuple) and max(transparent) > 255
-    ):  # of a PNG of 16 bits, of which Pillow keeps the upper 8
-        image.info["transparency"] = tuple(value >> 8 for value in transparent)
-    if transparent is not None or image.mode in ("PA", "RGBa"):
+    if image.info.get("transparency") is not None or image.mode in ("PA", "RGBa"):
         return image.convert("RGBA")
     if image.mode == "La":
         return image.convert("LA")

@@ -2,7 +2,7 @@
 
 Takes the encoded bytes or a local path, gives what `cutting` needs of a `decode.Video`. A still image becomes the same limited-range BT.709
 planes as a frame of lossless RGB video with these pixels. Contents decide, not names: a picture that moves is a video. Pillow decodes
-animated WebP, libav the other animations.
+animated WebP and AVIF, libav the other animations.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 import struct
 import warnings as python_warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.metadata import version
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from pipeline.video.decode.encoded_file import open_encoded
 from pipeline.video.decode.orientation import Orientation
 from pipeline.video.decode.planes import Scaler, rgb_frame
 from pipeline.video.decode.refusals import only_named_errors
-from pipeline.video.image_colour import HEADER_BYTES, srgb, transfer
+from pipeline.video.image_colour import HEADER_BYTES, scale_transparent_value, srgb, transfer
 
 if TYPE_CHECKING:
     from pipeline.config import DecodeConfig
@@ -34,20 +33,21 @@ if TYPE_CHECKING:
     from pipeline.video.decode.encoded_file import EncodedFile
     from pipeline.video.decode.planes import Geometry
 
-IMAGES = 1
+IMAGES = 2
 """Version of the pixel path of images. Raised whenever a stored value of an image could change."""
 
 # `decode.max_pixels` is checked before pixels are read. Pillow's own limit would refuse what the job allows.
 Image.MAX_IMAGE_PIXELS = None
 
-BY_LIBAV = ("GIF", "PNG", "AVIF")  # formats whose animations libav decodes
-ANIMATED = ("WEBP",)
+BY_LIBAV = ("GIF", "PNG")  # formats whose animations libav decodes
+ANIMATED = ("WEBP", "AVIF")  # of AVIF, libav has transparency as a second video stream
 ANNOUNCING = ("AVIF", "PNG")  # HDR, by `image_colour.transfer`
 PAGED = ("TIFF", "MPO")
 NO_DURATION_S = 0.1  # of a frame that states none, as browsers show it
+ROUNDED_S = 0.0015  # times and durations of AVIF come in whole milliseconds
 REFUSED_BY_LIBAV = ("still_image", "unsupported_format")
 BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
-AVIF_BRANDS = (b"avif", b"avis")
+AVIF_BRANDS, FTYP_BYTES = (b"avif", b"avis"), 256
 # EXIF orientation -> transpose, then flips.
 ORIENTATIONS = {
     2: Orientation(flip_columns=True),
@@ -81,7 +81,7 @@ def open_media(video: EncodedVideo, limits: DecodeConfig, images: ImageRules | N
     if images is None:
         return open_video(video.video, limits)
     opened: Video | Pictures | None = None
-    if video.extension in IMAGE_EXTENSIONS:
+    if video.extension in IMAGE_EXTENSIONS or _is_avif(video.video):
         opened = open_pictures(video.video, limits, images)
     if opened is None:
         opened = _open_unless_still(video, limits, images)
@@ -89,6 +89,13 @@ def open_media(video: EncodedVideo, limits: DecodeConfig, images: ImageRules | N
         opened.close()
         raise PolicyReject("not_an_image", "it is a video or moves, and images.policy is only", stage="decode")
     return opened
+
+
+def _is_avif(video: bytes | str) -> bool:
+    with closing(open_encoded(video)) as file:
+        head = file.read(FTYP_BYTES)
+        file.check()
+    return image_format(head) == "AVIF"
 
 
 def _open_unless_still(video: EncodedVideo, limits: DecodeConfig, images: ImageRules) -> Video | Pictures:
@@ -104,7 +111,7 @@ def open_pictures(video: bytes | str, limits: DecodeConfig, images: ImageRules) 
     """An image, or an animation that Pillow decodes; None if it is neither.
 
     Raises:
-        DamagedInput: `truncated`, `undecodable`, `decoder_memory`, `decoder_fault`.
+        DamagedInput: `truncated`, `undecodable`, `no_decoder`, `decoder_memory`, `decoder_fault`.
         PolicyReject: `too_large`, `too_many_pixels`, `too_many_frames`, `too_long`, `aspect_ratio`, `hdr`, `pixel_format`.
         StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
     """
@@ -121,6 +128,8 @@ def open_pictures(video: bytes | str, limits: DecodeConfig, images: ImageRules) 
             if format_ in BY_LIBAV and _frames(image, file) > 1:
                 file.close()
                 return None
+            if format_ == "PNG":
+                scale_transparent_value(image, head)
             if format_ in ANNOUNCING and (hdr := transfer(head)) is not None:
                 size = video_counts(image.width, image.height)
                 raise PolicyReject("hdr", f"the image is {hdr}; convert it to SDR", stage="decode", video=size)
@@ -145,7 +154,9 @@ def image_format(head: bytes) -> str | None:
     if head.startswith(b"BM") and int.from_bytes(head[14:18], "little") in BMP_HEADERS:
         return "BMP"
     brands = head[8 : int.from_bytes(head[:4], "big")]
-    if head[4:8] == b"ftyp" and any(brands[at : at + 4] in AVIF_BRANDS for at in range(0, min(len(brands), 256), 4)):
+    if head[4:8] == b"ftyp" and any(
+        brands[at : at + 4] in AVIF_BRANDS for at in range(0, min(len(brands), FTYP_BYTES), 4)
+    ):
         return "AVIF"
     return None
 
@@ -179,6 +190,9 @@ def _damage(doing: str, file: EncodedFile) -> Iterator[None]:
 
 def _opened(file: EncodedFile, format_: str, limits: DecodeConfig) -> Image.Image:
     """The image without its pixels, not larger than the limits."""
+    if format_ == "AVIF" and not features.check("avif"):
+        message = f"Pillow {version('pillow')} was built without AVIF; install a Pillow that has it, such as the wheels of PyPI"
+        raise DamagedInput("no_decoder", message, stage="decode")
     file.seek(0)
     with _damage("opening the image", file):
         image = Image.open(file, formats=[format_])  # type: ignore[arg-type]  # it needs read, seek and tell
@@ -211,7 +225,7 @@ class Pictures:
         limits: DecodeConfig,
         images: ImageRules,
     ) -> None:
-        """Takes over `image` and `file`. Decodes the first frame, of an animation all frames, one after the other, for their durations.
+        """Takes over `image` and `file`. Decodes the first frame, of an animation all frames, one after the other, for their times.
 
         Raises: see `open_pictures`.
         """
@@ -221,10 +235,8 @@ class Pictures:
         self._rgb_HW3 = np.empty((0, 0, 3), np.uint8)
         frames = _frames(image, file)
         self._moves = moves = format_ in ANIMATED and frames > 1
-        durations_s = self._durations(frames, limits) if moves else [0.0]
-        starts_s = [0.0, *accumulate(durations_s)]
-        self.times_s, self.end_s = np.array(starts_s[:-1]), starts_s[-1]
-        warnings = [*self._decode(0)]
+        self.times_s, self.end_s = np.zeros(1), 0.0
+        warnings = [*(self._read_times(frames, limits) if moves else self._decode(0))]
         orientation = _orientation(image)
         if orientation is None:
             warnings.append("bad_exif")
@@ -279,23 +291,25 @@ class Pictures:
         self._image.close()
         self._file.close()
 
-    def _durations(self, frames: int, limits: DecodeConfig) -> list[float]:
-        """Seconds of each frame. The last frame is decoded after it."""
+    def _read_times(self, frames: int, limits: DecodeConfig) -> tuple[str, ...]:
+        """Decodes all frames for `times_s` and `end_s`. Returns warnings about their colour."""
         if frames > limits.max_frames:
             message = f"{frames} frames are more than decode.max_frames {limits.max_frames}"
             video = video_counts(*self._image.size)
             raise PolicyReject("too_many_frames", message, stage="decode", video=video)
-        found = []
+        self.times_s, end_s, noted = np.empty(frames), 0.0, dict[str, None]()
         for index in range(frames):
-            with _damage(f"decoding frame {index}", self._file):
-                self._image.seek(index)
-                self._image.load()
-                found.append(float(self._image.info.get("duration") or 0) / 1000 or NO_DURATION_S)
-        if sum(found) > limits.max_duration_s:
-            message = f"{sum(found):g} s are longer than decode.max_duration_s {limits.max_duration_s:g}"
-            video = video_counts(*self._image.size, sum(found))
+            noted.update(dict.fromkeys(self._decode(index)))
+            stated_s = float(self._image.info.get("timestamp") or 0) / 1000
+            # Sums of rounded durations drift from the times, but frames without a duration have no time of their own.
+            self.times_s[index] = stated_s if abs(stated_s - end_s) <= ROUNDED_S else end_s
+            end_s = float(self.times_s[index]) + (float(self._image.info.get("duration") or 0) / 1000 or NO_DURATION_S)
+        self.end_s = end_s
+        if end_s > limits.max_duration_s:
+            message = f"{end_s:g} s are longer than decode.max_duration_s {limits.max_duration_s:g}"
+            video = video_counts(*self._image.size, end_s)
             raise PolicyReject("too_long", message, stage="decode", video=video)
-        return found
+        return tuple(noted)
 
     def _decode(self, index: int) -> tuple[str, ...]:
         """Decodes the frame at `index`, unless it is the current one. Returns warnings about its colour."""

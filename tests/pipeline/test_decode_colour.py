@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.errors import PolicyReject
 from pipeline.video.decode import open_video
@@ -60,6 +63,19 @@ def test_full_range_becomes_limited(pix_fmt, tagged):
     np.testing.assert_allclose(means, [16 + 219 * 220 / 255, *[128 + 72 * 224 / 255] * 2], atol=1)
 
 
+@pytest.mark.parametrize("tag", [0, 1, 2])
+@pytest.mark.parametrize("pix_fmt", ["gray", "gray10le"])
+def test_grey_is_full_range_whatever_the_tag(pix_fmt, tag):
+    """libav's scaler knows no limited grey."""
+    bits = 10 if "10" in pix_fmt else 8
+    frame = np.full((64, 64), 220 << bits - 8, np.uint16 if bits > 8 else np.uint8)
+    tags = {"color_range": tag}
+    data = encode([frame], codec="ffv1", container="matroska", pix_fmt=pix_fmt, source_format=pix_fmt, tags=tags)
+    video = open_video(data, LIMITS)
+    assert video.info.color_range == ("untagged", "limited", "full")[tag]
+    np.testing.assert_allclose(planes(video, [0])[0].mean((1, 2)), [16 + 219 * 220 / 255, 128, 128], atol=1)
+
+
 def test_rgb_sources_become_bt709():
     rgb = np.zeros((64, 64, 3), np.uint8)
     rgb[..., 0] = 255
@@ -68,6 +84,40 @@ def test_rgb_sources_become_bt709():
     assert video.info.color_matrix == "bt709"
     expected = [16 + 219 * 0.2126, 128 - 224 * 0.2126 / 1.8556, 128 + 224 * 0.5]
     np.testing.assert_allclose(planes(video, [0])[0].mean((1, 2)), expected, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("codec", "container", "pix_fmt", "opaque_format"),
+    [
+        ("qtrle", "mov", "argb", "rgb24"),
+        ("png", "mov", "rgba", "rgb24"),
+        ("png", "mov", "ya8", "gray"),
+        ("apng", "apng", "rgba", "rgb24"),
+        ("prores_ks", "mov", "yuva444p10le", "yuv422p10le"),
+        ("ffv1", "matroska", "yuva420p", "yuv420p"),
+        ("libvpx-vp9", "webm", "yuva420p", "yuv420p"),
+    ],
+)
+def test_transparency_of_a_video_is_ignored_with_a_warning(codec, container, pix_fmt, opaque_format):
+    rgba_HW4 = np.full((64, 64, 4), (200, 40, 60, 255), np.uint8)
+    rgba_HW4[:32, :, 3] = 0
+    found = {}
+    for format_ in (pix_fmt, opaque_format):
+        data = encode([rgba_HW4] * 3, codec=codec, container=container, pix_fmt=format_, source_format="rgba")
+        found[format_] = "alpha:ignored" in open_video(data, LIMITS).info.warnings
+    assert found == {pix_fmt: True, opaque_format: False}
+
+
+def test_of_a_gif_the_first_frame_shows_whether_it_has_transparency():
+    """libav gives an alpha channel to all of them."""
+    for transparent in (True, False):
+        pictures = [Image.fromarray(np.full((64, 50, 4), (9, 9, 40 * n, 255), np.uint8)) for n in range(3)]
+        if transparent:
+            pictures[0].putpixel((49, 63), (0, 0, 0, 0))
+        target = io.BytesIO()
+        pictures[0].save(target, "GIF", save_all=True, append_images=pictures[1:])
+        video = open_video(target.getvalue(), LIMITS)
+        assert (video.info.pixel_format, "alpha:ignored" in video.info.warnings) == ("bgra", transparent)
 
 
 def test_hdr_is_refused_or_tone_mapped():

@@ -146,6 +146,48 @@ def test_grey_of_twelve_bits_of_inverted_tiffs_and_with_a_transparent_value_keep
     assert (pixels(keyed) == pixels(file_of(np.where(grey_HW == 200, 255, grey_HW).astype(np.uint8)))).all()
 
 
+def png(bits: int, kind: int, values_HWC: np.ndarray, transparent: bytes) -> bytes:
+    """Raw values as a PNG of this bit depth and colour type, written without Pillow."""
+    height, width = values_HWC.shape[:2]
+    bits_HN = (values_HWC[..., None] >> np.arange(bits - 1, -1, -1) & 1).astype(np.uint8).reshape(height, -1)
+    rows = b"".join(b"\0" + np.packbits(row_N).tobytes() for row_N in bits_HN)
+    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"tRNS", transparent), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    chunks = [
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in parts
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind", "transparent", "other"),
+    [
+        (1, 0, (1,), (0,)),
+        (2, 0, (1,), (2,)),
+        (2, 0, (3,), (2,)),
+        (4, 0, (7,), (8,)),
+        (4, 0, (0,), (1,)),
+        (8, 0, (100,), (101,)),
+        (16, 0, (40_000,), (39_000,)),
+        (8, 2, (1, 2, 3), (1, 2, 4)),
+        (16, 2, (9_000, 5, 60_000), (8_000, 5, 60_000)),
+        (16, 2, (0, 0, 200), (0, 0, 900)),
+    ],
+)
+def test_the_transparent_value_of_a_png_counts_in_the_bits_of_its_pixels(bits, kind, transparent, other):
+    values_HWC = np.full((96, 128, len(other)), other, np.uint32)
+    values_HWC[:, :64] = transparent
+    told, (chunk,) = opened(
+        png(bits, kind, values_HWC, struct.pack(f">{len(transparent)}H", *transparent)),
+        images={"background": "#00ff00"},
+    )
+    assert told.info.warnings == ("alpha:#00ff00",)
+    shown_HW3 = np.empty((96, 128, 3), np.uint8)
+    shown_HW3[:] = [value >> 8 if bits == 16 else value * 255 // ((1 << bits) - 1) for value in other]
+    shown_HW3[:, :64] = 0, 255, 0
+    assert np.abs(chunk.planes_T3HW[0].astype(int) - pixels(file_of(shown_HW3))).max() <= 1
+
+
 def test_transparent_pixels_show_the_background_and_the_row_says_so():
     rgba_HW4 = np.dstack([NOISE_HW3, np.full((96, 128), 255, np.uint8)])
     told, (chunk,) = opened(file_of(rgba_HW4))
@@ -280,6 +322,45 @@ def test_an_animation_is_a_video(kind, extension):
     assert planes_T3HW[:, 0].mean((1, 2)) == pytest.approx(expected, abs=2)
     assert np.concatenate([chunk.pts_s for chunk in chunks]) == pytest.approx(np.arange(5) / 25)
     assert reason(data, extension, images={"policy": "only"}) == (PolicyReject, "not_an_image")
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "WEBP"])
+@pytest.mark.parametrize("extension", ["avif", "mp4"])
+def test_an_animation_with_transparency_shows_its_colours_on_the_background(kind, extension):
+    """libav has the transparency of AVIF as a stream of its own, and may take it for the video: it may have more bits than the colours."""
+    generator = np.random.default_rng(3)
+    pictures = []
+    for n in range(30):
+        rgba_HW4 = np.full((64, 64, 4), (200, 5 * n, 30, 255), np.uint8)
+        if n:
+            rgba_HW4[:32, :, 3] = generator.integers(0, 2, (32, 64)) * 255
+        pictures.append(Image.fromarray(rgba_HW4))
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 100, "subsampling": "4:4:4"}
+    data = file_of(pictures[0], kind, save_all=True, append_images=pictures[1:], duration=40, **options)
+    told, chunks = opened(data, extension, size="64x64", frames=25, images={"background": "#0000ff"})
+    assert (told.info.num_frames, told.info.fps) == (30, 25.0)
+    assert told.info.warnings == ("alpha:#0000ff",)
+    planes_T3HW = np.concatenate([chunk.planes_T3HW for chunk in chunks])
+    for n in (0, 10, 24):
+        rgba_HW4 = np.asarray(pictures[n])
+        shown_HW3 = np.where(rgba_HW4[..., 3:] > 0, rgba_HW4[..., :3], np.array([0, 0, 255], np.uint8))
+        assert np.abs(planes_T3HW[n].astype(int) - pixels(file_of(shown_HW3), size="64x64")).mean() < 2
+
+
+def test_times_of_an_animated_avif_do_not_drift_by_rounding():
+    """Pillow gives 33 ms as the duration of each frame."""
+    data = animation("AVIF", 13)
+    at = data.index(b"mdhd") + 4 + 4 + 16
+    assert struct.unpack(">I", data[at : at + 4]) == (1000,)  # 40 units become 33 1/3 ms
+    told, chunks = opened(data[:at] + struct.pack(">I", 1200) + data[at + 4 :], "avif", size="64x64", frames=13)
+    assert np.concatenate([chunk.pts_s for chunk in chunks]) == pytest.approx(np.arange(13) / 30, abs=0.0006)
+    assert told.info.duration_s == pytest.approx(13 / 30, abs=0.001)
+
+
+def test_avif_needs_a_pillow_that_has_it(monkeypatch):
+    monkeypatch.setattr("PIL.features.check", lambda name: name != "avif")
+    with pytest.raises(DamagedInput, match=r"^Pillow [0-9.]+ was built without AVIF; install"):
+        opened(animation("AVIF"), "avif", size="64x64")
 
 
 def test_limits_of_videos_hold_for_animations():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -147,6 +149,87 @@ def test_values_that_json_lacks_become_text_and_binary_columns_are_left_out(fold
     )
     pq.write_table(table, folder / "t.parquet")
     assert values(resolve(folder / "t.parquet")) == {"a.mp4": [{"day": "2026-11-29", "long": "0:00:08.500000"}]}
+
+
+# pandas cannot be imported in it, as where only Lathe is installed.
+WITHOUT_PANDAS = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "pandas":
+            raise ImportError(name)
+sys.meta_path.insert(0, Absent())
+from pipeline.config import TableConfig
+from pipeline.corpus.tables import read_rows
+print(*(row.text.decode() for row in read_rows(sys.argv[1], sys.argv[1], TableConfig(), "clips")), sep="\\n")
+"""
+
+
+def test_times_have_one_text_with_and_without_pandas_in_all_units_and_nestings(folder):
+    """pyarrow gives nanoseconds as objects of pandas, which have other text, or not at all."""
+    second, half = datetime.timedelta(seconds=1), datetime.timedelta(seconds=4, milliseconds=500)
+    moment = datetime.datetime(2026, 11, 29, 8, 30, 1, 250_000)
+    times = {"start": [half / 3], "end": [half], "at": [moment], "hour": [moment.time()], "several": [[second, None]]}
+    kinds = {"start": pa.duration, "end": pa.duration, "at": pa.timestamp, "hour": pa.time64}
+    texts = []
+    for unit in ("us", "ns"):
+        columns = {name: pa.array(times[name], kind(unit)) for name, kind in kinds.items()}
+        columns["several"] = pa.array(times["several"], pa.list_(pa.duration(unit)))
+        columns["inside"] = pa.array(
+            [{"at": moment, "n": 1}], pa.struct([("at", pa.timestamp(unit, "UTC")), ("n", pa.int8())])
+        )
+        columns["named"] = pa.array([[("a", second)]], pa.map_(pa.string(), pa.duration(unit)))
+        columns["coded"] = pa.array([moment], pa.timestamp(unit)).dictionary_encode()
+        path = folder / f"{unit}.parquet"
+        pq.write_table(pa.table({"path": ["a.mp4"], **columns}), path)
+        texts += values(resolve(path))["a.mp4"]
+        command = [sys.executable, "-c", WITHOUT_PANDAS, str(path)]
+        texts.append(json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout))
+    assert texts == 4 * [
+        {
+            "start": "0:00:01.500000",
+            "end": "0:00:04.500000",
+            "at": "2026-11-29 08:30:01.250000",
+            "hour": "08:30:01.250000",
+            "several": ["0:00:01", None],
+            "inside": {"at": "2026-11-29 08:30:01.250000+00:00", "n": 1},
+            "named": [["a", "0:00:01"]],
+            "coded": "2026-11-29 08:30:01.250000",
+        }
+    ]
+
+
+def test_nanoseconds_are_cut_and_times_of_spark_reach_the_year_9999(folder):
+    odd = pa.table({"path": ["a.mp4"], "at": pa.array([1_500_000_001], pa.timestamp("ns"))})
+    pq.write_table(odd, folder / "t.parquet")
+    assert values(resolve(folder / "t.parquet")) == {"a.mp4": [{"at": "1970-01-01 00:00:01.500000"}]}
+    far = pa.table({"path": ["a.mp4"], "at": pa.array([datetime.datetime(9999, 12, 31)], pa.timestamp("us"))})
+    pq.write_table(far, folder / "t.parquet", use_deprecated_int96_timestamps=True)
+    assert values(resolve(folder / "t.parquet")) == {"a.mp4": [{"at": "9999-12-31 00:00:00"}]}
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        (pa.array([0, 10**15], pa.timestamp("s")), r"timestamp\[ms\]"),
+        (pa.array([0, 10**7], pa.date32()), r"date32\[day\]"),
+        (pa.array([[0], [2**62]], pa.list_(pa.duration("ms"))), r"list<element: duration\[ms\]>"),
+        (
+            pa.StructArray.from_arrays([pa.array([1, 2])] * 2, names=["x", "x"], mask=pa.array([True, False])),
+            "struct<x: int64, x: int64>",
+        ),
+        (pa.array([None, 1], pa.timestamp("us", "Foo/Bar")), r"timestamp\[us, tz=Foo/Bar\]"),
+    ],
+)
+def test_a_value_that_python_lacks_is_named_by_row_and_column(folder, column, kind):
+    pq.write_table(pa.table({"path": ["a.mp4"] * 1024, "t": pa.nulls(1024, column.type)}), folder / "t.parquet")
+    first = pq.read_table(folder / "t.parquet")
+    table = pa.concat_tables([first, pa.table({"path": ["a.mp4"] * 2, "t": column}).cast(first.schema)])
+    pq.write_table(table, folder / "t.parquet")
+    with pytest.raises(
+        InputError, match=rf"t\.parquet: row 1026, column 't': a value of {kind} cannot be read \(.*; expected times"
+    ):
+        resolve(folder / "t.parquet")
 
 
 def test_annotations_are_keyed_by_source_and_key(folder):

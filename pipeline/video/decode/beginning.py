@@ -1,8 +1,10 @@
-"""Where a video begins: its first good frame, and whether it is interlaced. Part of the decode package."""
+"""Where a video begins: its first good frame, whether it is interlaced and has transparency. Part of the decode package."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from pipeline.errors import DamagedInput
 from pipeline.video.decode.frame_stream import FrameStream
@@ -38,7 +40,8 @@ def begin(
         stream.close()
         raise
     lost = (f"undecodable_start:{first[0]}",) if first[0] else ()
-    return stream, first, (*warnings, *lost)
+    alpha = ("alpha:ignored",) if _has_alpha(stream, first[1]) else ()
+    return stream, first, (*warnings, *lost, *alpha)
 
 
 def _first(stream: FrameStream, table: PacketTable, limits: DecodeConfig) -> tuple[int, Any]:
@@ -67,3 +70,14 @@ def _first(stream: FrameStream, table: PacketTable, limits: DecodeConfig) -> tup
 def is_interlaced(stream: FrameStream, frame: Any) -> bool:
     """Whether a frame of the stream, or its header, is tagged as interlaced."""
     return bool(frame.interlaced_frame) or stream.opened.stream.codec_context.field_order in FIELD_ORDERS
+
+
+def _has_alpha(stream: FrameStream, first: Any) -> bool:
+    """Whether a video has an alpha channel. libav gives one to every GIF: there pixels of the first frame decide."""
+    video = stream.opened.stream
+    if video.codec_context.codec.canonical_name == "gif":
+        plane = first.planes[0]  # bgra
+        rows_HN = np.frombuffer(plane, np.uint8).reshape(first.height, plane.line_size)
+        return bool(rows_HN[:, 3 : 4 * first.width : 4].min() < 255)
+    # Of VP8 and VP9 it is a stream beside the video's, which libav does not decode.
+    return any(component.is_alpha for component in first.format.components) or video.metadata.get("alpha_mode") == "1"
