@@ -34,7 +34,7 @@ def test_it_is_one_line_and_the_same_command_goes_on(target, tmp_path):
     texts = TextTable(write_texts(tmp_path / "texts.parquet", rows.rows, width, tokens=4 if target is Ltx2 else None))
     with (
         files_of_at_most(4000),
-        pytest.raises(BuildError, match="cannot be written: .*File too large; the same command goes on"),
+        pytest.raises(BuildError, match=r"cannot be written: .*File too large; the same command goes on"),
     ):
         run(target, rows, tmp_path / "out", texts=texts)
     assert BuildError.exit_code == 1
