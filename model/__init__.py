@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.identity import Identity
 from model.interface import LatentSpec, VideoVAE
-from model.registry import PRESETS, complete, embedded, family_of, names, resolve, spec
+from model.registry import PRESETS, complete, embedded, family_of, names, or_presets, resolve, spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -143,10 +143,9 @@ def _resolve_arguments(
     if config is None and name in PRESETS and loaded.config is not None:
         checkpoints.check_same_config(name, PRESETS[name].config, loaded.config, checkpoint)
     if config is None and loaded.config is None and name not in PRESETS:
-        presets = ", ".join(preset.name for preset in PRESETS.values() if preset.family == name)
         raise ValueError(
-            f"{name} needs a configuration, but {checkpoint} contains none and has no config.json beside it; give config=, "
-            f"or the name of a preset: {presets}"
+            f"{name} needs a configuration, but {checkpoint} contains none and has no config.json beside it; give config="
+            f"{or_presets(name)}"
         )
     full = complete(name, loaded.config, config)
     return _ResolvedArguments(name, full, loaded.weights, {"checkpoint": loaded.info})

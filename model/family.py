@@ -39,6 +39,7 @@ class Family:
     # Of a complete configuration; `tests/model/test_identity.py` compares it with the network.
     latent_part: Callable[[Mapping[str, Any]], LatentPart]
     defaults: Mapping[str, Any] = field(default_factory=dict)  # keys that a published file may omit
+    floats: tuple[str, ...] = ()  # keys that hold lists of floats, in which 1 and 1.0 are the same configuration
     compiles: bool = True  # whether its networks can run through torch.compile
 
 

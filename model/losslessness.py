@@ -38,13 +38,16 @@ def synthetic_video(vae: Any, seed: int, batch: int, groups: int, height: int, w
     """Test video `B 3 T H W` in the network's range, noise over moving gradients, of `lead_frames + time_stride * groups` frames."""
     spec = vae.spec
     frames = spec.lead_frames + groups * spec.time_stride
-    generator = torch.Generator().manual_seed(seed)
+    generator, dtype = torch.Generator().manual_seed(seed), torch.float32
     t, y, x = torch.meshgrid(
-        torch.arange(frames) / frames, torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij"
+        torch.arange(frames, dtype=dtype) / frames,
+        torch.linspace(0, 1, height, dtype=dtype),
+        torch.linspace(0, 1, width, dtype=dtype),
+        indexing="ij",
     )
-    phase = torch.rand((batch, 3, 1, 1, 1), generator=generator)
+    phase = torch.rand((batch, 3, 1, 1, 1), generator=generator, dtype=dtype)
     wave = 0.5 + 0.35 * torch.sin(6.3 * (x + y * phase + t + phase))
-    noise = torch.rand((batch, 3, frames, height, width), generator=generator)
+    noise = torch.rand((batch, 3, frames, height, width), generator=generator, dtype=dtype)
     low, high = spec.value_range
     return low + (high - low) * (0.7 * wave + 0.3 * noise)
 

@@ -7,6 +7,7 @@ pinned memory) and the CPU allocator are plain RuntimeErrors.
 from __future__ import annotations
 
 import re
+import sys
 
 import torch
 
@@ -27,7 +28,12 @@ _TEXTS = re.compile(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True if device or host memory ran out."""
+    """True if device or host memory ran out. Not for a C++ compiler that `torch.compile` started: it needs as much for smaller tensors."""
+    if isinstance(
+        inner := getattr(error, "inner_exception", None), Exception
+    ):  # of an error of torch.compile, which quotes it
+        compiler = sys.modules.get("torch._inductor.exc")
+        return not (compiler and isinstance(inner, compiler.CppCompileError)) and is_out_of_memory(inner)
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     if not isinstance(error, RuntimeError):

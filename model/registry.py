@@ -68,12 +68,22 @@ def complete(name: str, *configs: Mapping[str, Any] | None) -> dict[str, Any]:
         return merged
     missing = [key for key in family.keys if key not in merged]
     if missing:
-        presets = ", ".join(preset.name for preset in PRESETS.values() if preset.family == family.name)
         raise ValueError(
-            f"{name} needs a configuration with {', '.join(family.keys)}; missing: {', '.join(missing)}. "
-            f"Give config=, or use a preset: {presets}"
+            f"{name} needs a configuration with {', '.join(family.keys)}; missing: {', '.join(missing)}. Give config="
+            f"{or_presets(family.name)}"
         )
-    return {key: merged[key] for key in family.keys}
+    return {key: _as_floats(merged[key]) if key in family.floats else merged[key] for key in family.keys}
+
+
+def or_presets(family: str) -> str:
+    """Alternative to a configuration in an error text: names of the family's presets; empty if it has none."""
+    presets = ", ".join(preset.name for preset in PRESETS.values() if preset.family == family)
+    return presets and f", or the name of a preset: {presets}"
+
+
+def _as_floats(value: Any) -> Any:
+    """`value` with its whole numbers as floats, which JSON writes otherwise; what is not a list is left to `describe`."""
+    return [float(one) if type(one) is int else one for one in value] if isinstance(value, list | tuple) else value
 
 
 def embedded(name: str) -> str | None:

@@ -104,7 +104,9 @@ class WorkerLost(TransientError):
 
 
 class CheckpointDiffers(TransientError):
-    """A worker loaded other weights than the build was planned with: the copy on its machine is damaged or of another version."""
+    """A worker loaded other weights than the build was planned with: the copy on its machine is damaged or of another version, or the
+    checkpoint was replaced meanwhile.
+    """
 
 
 class HandedBack(TransientError):

@@ -240,7 +240,8 @@ def _difference(config_json: str, group: int, space_stride: int) -> str:
     """How results for noise differ, whole through the class and in two chunks through the stream; "" if they are equal up to rounding."""
     config = narrow(json.loads(config_json))
     noise = torch.Generator().manual_seed(0)
-    video = 2 * torch.rand((1, 3, 2 * group + 1, 2 * space_stride, 2 * space_stride), generator=noise) - 1
+    shape = (1, 3, 2 * group + 1, 2 * space_stride, 2 * space_stride)
+    video = 2 * torch.rand(shape, generator=noise, dtype=torch.float32) - 1
     try:
         weights = random_weights(config, 0)
         module, copy = (

@@ -183,10 +183,10 @@ def _tested_stream(config_json: str, space_stride: int) -> WanStream | str:
     config = json.loads(config_json)
     noise = torch.Generator().manual_seed(0)
     side = SIDE * space_stride
-    video = 2 * torch.rand((1, 3, 2 * GROUP + 1, side, side), generator=noise) - 1
-    latent = torch.randn((1, config["z_dim"], 3, SIDE, SIDE), generator=noise)
+    video = 2 * torch.rand((1, 3, 2 * GROUP + 1, side, side), generator=noise, dtype=torch.float32) - 1
+    latent = torch.randn((1, config["z_dim"], 3, SIDE, SIDE), generator=noise, dtype=torch.float32)
     try:
-        stream = WanStream(empty_module("wan", config))
+        stream = WanStream(torch.nn.Module.to(empty_module("wan", config), dtype=torch.float32))
         _compare_with_class(WanStream(narrow_copy(config)), video, latent)
         stream.learn_shapes(video.to("meta"), latent.to("meta"))
     except (TypeError, AttributeError, LookupError, ValueError, RuntimeError, ImportError) as error:

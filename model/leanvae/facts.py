@@ -118,6 +118,7 @@ FAMILY = Family(
     describe=_describe,
     latent_part=_latent_part,
     defaults=_FIXED,
+    floats=("value_range",),
 )
 
 _UNPUBLISHED = (

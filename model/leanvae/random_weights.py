@@ -30,9 +30,9 @@ def _random_tensor(key: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     if key.endswith("bottleneck.Q"):
         return noise * shape[0] ** -0.5
     if ".weights." in key:
-        return torch.full(shape, 0.5)
+        return torch.full(shape, 0.5, dtype=torch.float32)
     if ".threshold." in key:
-        return torch.full(shape, 0.05)
+        return torch.full(shape, 0.05, dtype=torch.float32)
     if key.endswith("bias"):
         return 0.02 * noise
     if len(shape) == 1:  # LayerNorm

@@ -27,10 +27,10 @@ def default_filter(key: str) -> torch.Tensor:
     if name in PLANE_BANDS:
         rows, columns = name[1] == "d", name[0] == "d"
         signs = [[(-1.0) ** (rows * b + columns * c) for c in (0, 1)] for b in (0, 1)]
-        return PLANE_GAIN * torch.tensor([[signs]], device="cpu")
+        return PLANE_GAIN * torch.tensor([[signs]], dtype=torch.float32, device="cpu")
     times, rows, columns = (bool(VOLUME_BANDS.index(name) & bit) for bit in (4, 2, 1))
     taps = [(-1.0) ** (times * a + rows * b + columns * c) for a, b, c in product((0, 1), repeat=3)]
-    return VOLUME_GAIN * torch.tensor(taps, device="cpu").view(1, 1, 2, 2, 2)
+    return VOLUME_GAIN * torch.tensor(taps, dtype=torch.float32, device="cpu").view(1, 1, 2, 2, 2)
 
 
 class Analysis(nn.Module):

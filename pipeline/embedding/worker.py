@@ -41,17 +41,11 @@ class EmbeddingWorker:
             CheckpointDiffers: the files on this machine are not those that the run was planned with.
             CheckpointError, ConfigError: see `checkpoint.find_files` and the encoders.
         """
-        files = find_files(job)
-        found = describe(job, files)
-        if found.fingerprint != described.fingerprint:
-            names = [name for name in found.parts if found.parts[name] != described.parts.get(name)]
-            raise CheckpointDiffers(
-                f"the encoder on {platform.node()} has other {', '.join(names)} than the run was planned with; delete the copy there"
-            )
         self._job, self._set = job, described
         self._store = open_store(root, job.storage)
         self._receipts = SidecarReceipts(self._store, described.name)
         drill.fire(job.drill, "in_load")
+        files = find_files(job)
         if job.from_column is None:
             from pipeline.embedding.texts import TextEncoder
 
@@ -60,6 +54,13 @@ class EmbeddingWorker:
             from pipeline.embedding.images import ImageEncoder
 
             self._encoder = ImageEncoder(job, files, device)
+        found = describe(job, find_files(job))  # after loading, so that files replaced meanwhile are noticed
+        if found.fingerprint != described.fingerprint:
+            names = [name for name in found.parts if found.parts[name] != described.parts.get(name)]
+            raise CheckpointDiffers(
+                f"the encoder on {platform.node()} has other {', '.join(names)} than the run was planned with; delete the copy there, "
+                "or run again if the checkpoint was replaced"
+            )
         self._notes = {"host": platform.node(), "device": device, "versions": _versions()}
 
     def run(self, unit: Unit) -> tuple[SidecarReceipt, bool]:

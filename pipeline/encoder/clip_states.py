@@ -59,7 +59,7 @@ class ClipStates:
     @property
     def device_bytes(self) -> int:
         """Bytes of states on the device."""
-        return sum(stack.state.nbytes for stack in self._stacks.values() if not stack.parked)
+        return sum(stack.state.nbytes for stack in self._on_the_device())
 
     def gather(self, clips: Sequence[ClipState]) -> Any:
         """Stacked state of these clips in order, on the device. Not a copy if they are all clips of a stack there; do not write to it."""
@@ -92,13 +92,16 @@ class ClipStates:
         if self._budget is None:
             return 0
         left, moved = self.device_bytes, 0
-        for stack in list(self._stacks.values()):
+        for stack in self._on_the_device():
             if left - moved <= device_bytes:
                 break
-            if not stack.parked:
-                moved += stack.state.nbytes
-                self._park(stack)
+            moved += stack.state.nbytes
+            self._park(stack)
         return moved
+
+    def _on_the_device(self) -> list[_Stack]:
+        """Stacks there, oldest first. One without clips is about to be freed: only the caller still refers to it."""
+        return [stack for stack in self._stacks.values() if stack.clips and not stack.parked]
 
     def _park(self, stack: _Stack) -> None:
         # Each clip by itself: they are unlikely to continue together, and their memory in the host is freed one by one.
@@ -120,6 +123,7 @@ class ClipStates:
 
     def _place(self, clips: Iterable[ClipState], stack: _Stack) -> None:
         for place, clip in enumerate(clips):
+            clip.stack.clips.discard(clip)
             clip.stack, clip.place = stack, place
             stack.clips.add(clip)
 

@@ -124,12 +124,24 @@ def _try_compiler(compiler: str) -> None:
 
 def check_compiled(error: Exception, advice: str) -> None:
     """Raises BuildError for a failure of `torch.compile`; returns for any other error. No video is to blame, and no other encoder would do
-    better.
+    better. `advice`: what to do, unless a compiled kernel of the shared folder is damaged.
     """
     exceptions = sys.modules.get("torch._dynamo.exc")  # imported where anything was compiled
-    if exceptions is not None and isinstance(error, exceptions.TorchDynamoException):
-        line = " ".join(str(error).split())[:400]
-        raise BuildError(f"engine.compile: torch.compile failed: {line}; {advice}") from error
+    if exceptions is None or not isinstance(error, exceptions.TorchDynamoException):
+        return
+    inner = getattr(error, "inner_exception", None)
+    text = (
+        str(error) if inner is None else f"{type(inner).__name__}: {getattr(inner, 'output', inner)}"
+    )  # not the command
+    line = " ".join(text.split())[:400]
+    if isinstance(
+        inner, ImportError
+    ):  # a linker that was killed leaves a part of a library, which no later build replaces
+        advice = (
+            f"delete the folder {os.environ.get('TORCHINDUCTOR_CACHE_DIR', '')} (TORCHINDUCTOR_CACHE_DIR) and run again"
+        )
+        raise BuildError(f"engine.compile: a compiled kernel cannot be loaded: {line}; {advice}") from error
+    raise BuildError(f"engine.compile: torch.compile failed: {line}; {advice}") from error
 
 
 def user_settings() -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import random
 import weakref
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -168,3 +170,71 @@ def test_a_step_without_memory_parks_waiting_states_before_it_is_halved(encoder,
     monkeypatch.setattr(encoder._vae, "encode_planes", real)
     for result, want in zip(encoder.encode([c[1] for c in clips[:2]], waiting), expected[:2], strict=True):
         np.testing.assert_array_equal(result.mean_Cthw, want[:, 2:3])
+
+
+@dataclass(frozen=True)
+class Sum:
+    """State of a network that only adds up: one number for each clip."""
+
+    tensors: tuple[torch.Tensor]
+
+    @property
+    def batch(self):
+        return self.tensors[0].shape[0]
+
+    @property
+    def nbytes(self):
+        return self.tensors[0].nbytes
+
+
+class Adding:
+    """Network whose state after a step is a clip's sum so far."""
+
+    def stack_states(self, states):
+        return Sum((torch.cat([state.tensors[0] for state in states]),))
+
+    def split_state(self, state, which):
+        return [Sum((state.tensors[0][place : place + 1].clone(),)) for place in which]
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_a_clip_never_gets_the_state_of_another(seed):
+    """Clips begin, regroup, wait, end or are abandoned in any order, on a device of any budget whose parked memory is overwritten."""
+    choice = random.Random(seed)
+    budget = choice.choice([None, 0, 8, 24, 64, 200])
+    kept = ClipStates(Adding(), FakeDevice(), budget)
+    states, sums = {}, {}
+    for step in range(60):
+        if choice.random() < 0.2:
+            kept.park(choice.choice([0, 16]))  # a step ran out of memory
+        waiting = list(states)
+        clips = choice.sample(waiting, choice.randint(0, min(6, len(waiting))))
+        before = (
+            kept.gather([states[name] for name in clips]).tensors[0] if clips else torch.zeros(choice.randint(1, 6), 1)
+        )
+        clips = clips or [f"{step} {n}" for n in range(len(before))]  # all begin or none does
+        assert before[:, 0].tolist() == [sums.get(name, 0) for name in clips]
+        added = [choice.randrange(1000) for _ in clips]
+        sums |= {name: sums.get(name, 0) + more for name, more in zip(clips, added, strict=True)}
+        after, last = Sum((before + torch.tensor(added)[:, None],)), choice.random()
+        continuing = [place for place in range(len(clips)) if choice.random() < last]
+        new = kept.keep(after, continuing, [None] * len(continuing))
+        for taken in clips:  # as in a step, which still refers to them
+            states.pop(taken, None)
+        states |= zip([clips[place] for place in continuing], new, strict=True)
+        if choice.random() < 0.1 and states:
+            del states[choice.choice(list(states))]
+        del new, after, before
+        assert len({(id(state.stack), state.place) for state in states.values()}) == len(states)
+        assert kept.device_bytes == sum(s.state.nbytes for s in {s.stack for s in states.values()} if not s.parked)
+        assert kept.device_bytes <= (math.inf if budget is None else budget)
+
+
+@pytest.mark.parametrize("budget", [0, 1, 2, 3])
+def test_states_of_the_newest_batch_are_parked_once_each_by_itself(budget):
+    """Two of five clips continue, so that their batch is copied together before it is parked."""
+    device = FakeDevice()
+    kept = ClipStates(Adding(), device, budget * 4)
+    states = kept.keep(Sum((torch.arange(5.0)[:, None],)), [3, 4], [None] * 2)
+    assert device.parked == (0 if budget >= 2 else 8)
+    assert kept.gather(states).tensors[0][:, 0].tolist() == [3, 4]

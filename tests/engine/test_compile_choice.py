@@ -1,6 +1,7 @@
 """Whether a build compiles its network: estimated once for an output, recorded there and followed; what contradicts it is refused."""
 
 import importlib
+import os
 import re
 import shutil
 import tempfile
@@ -147,11 +148,13 @@ def test_networks_of_diffusers_refuse_on(tmp_path):
 def test_the_first_choice_holds_for_later_builds_of_other_sizes(tmp_path):
     plain = context(tmp_path)
     assert choose(plain, LARGE).on
-    assert choose(plain, SMALL).line == "compile: on, as the latents of this output"
+    assert choose(plain, SMALL).line == "compile: on, as this output was begun"
+    of_receipts = {plain.as_compiled().fingerprint}
+    assert choose(plain, SMALL, of_receipts=of_receipts).line == "compile: on, as the latents of this output"
     other = context(tmp_path, "write.dtype=float16")
     assert not choose(other, SMALL).on, "other settings are other latents, with a choice of their own"
     assert choose(other, LARGE).line.startswith(
-        "compile: off, as the latents of this output; another output would be compiled, about 100,000,000 frames"
+        "compile: off, as this output was begun; another output would be compiled, about 100,000,000 frames"
     )
 
 
@@ -159,11 +162,34 @@ def test_the_first_choice_holds_for_later_builds_of_other_sizes(tmp_path):
 def test_another_explicit_choice_is_refused_and_both_are_named(tmp_path, first, second):
     asked = context(tmp_path, f"engine.compile={first}")
     assert choose(asked).line == f"compile: {first}, engine.compile={first}"
+    other = context(tmp_path, f"engine.compile={second}")
+    of_receipts = {(asked.as_compiled() if first == "on" else asked).fingerprint}
     with pytest.raises(
         ConfigError, match=f"{second} was asked for, and the latents of .* are made with {first}; the two differ"
     ):
-        choose(context(tmp_path, f"engine.compile={second}"))
+        choose(other, of_receipts=of_receipts)
     assert choose(asked).on is choose(context(tmp_path)).on is (first == "on")
+
+
+@pytest.mark.parametrize(("first", "second"), [("on", "off"), ("off", "on")])
+def test_a_choice_without_latents_is_said_to_be_one_and_is_made_anew_once_its_record_is_deleted(
+    tmp_path, monkeypatch, first, second
+):
+    asked, other = (context(tmp_path, f"engine.compile={choice}") for choice in (first, second))
+    record = f"{asked.job.output}/{compile_key(asked.fingerprint)}"
+    choose(asked)
+    with pytest.raises(
+        ConfigError,
+        match=f"{second} was asked for, and .* was begun with {first}, and has no latents of these settings yet; the two differ in bits. "
+        f"Leave engine.compile at auto to go on, or choose another output, or delete {re.escape(record)} if no other build is running",
+    ):
+        choose(other)
+    if first == "on":
+        monkeypatch.setenv("CXX", "no-such-compiler")
+        with pytest.raises(ConfigError, match=f"install no-such-compiler, or delete {re.escape(record)} if no other"):
+            choose(context(tmp_path))
+    os.unlink(record)
+    assert choose(other).on is (second == "on")
 
 
 def test_receipts_tell_where_the_record_is_missing(tmp_path):
@@ -182,9 +208,9 @@ class RacingStore(LocalStore):
 
 def test_of_two_first_builds_at_once_the_second_follows_the_first(tmp_path):
     store = RacingStore(str(tmp_path / "out"))
-    assert choose(context(tmp_path), LARGE, store=store).line.startswith("compile: off, as the latents of this output")
+    assert choose(context(tmp_path), LARGE, store=store).line.startswith("compile: off, as this output was begun")
     other = context(tmp_path, "write.dtype=float16", "engine.compile=on")
-    with pytest.raises(ConfigError, match=r"on was asked for.* are made with off"):
+    with pytest.raises(ConfigError, match=r"on was asked for.* was begun with off"):
         choose(other, store=store)
 
 
@@ -253,7 +279,7 @@ def test_receipts_name_threads_and_what_the_user_changes_about_compiling(monkeyp
 
 def test_an_output_of_compiled_latents_needs_a_compiler(tmp_path, without_compiler):
     plain = context(tmp_path)
-    with pytest.raises(ConfigError, match=r"no C\+\+ compiler was found .* holds latents of a compiled network"):
+    with pytest.raises(ConfigError, match=r"no C\+\+ compiler was found .*; the latents of .* are made with on"):
         choose(plain, of_receipts={plain.as_compiled().fingerprint})
 
 

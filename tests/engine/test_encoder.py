@@ -211,15 +211,37 @@ def test_unreachable_hub_is_named_in_the_error(tmp_path, monkeypatch):
     assert caught.value.exit_code == 2
 
 
-def test_a_failure_of_the_compiler_ends_the_build_and_is_not_the_videos(monkeypatch):
+def compile_errors():
+    """What torch raises, and what the build then says."""
     from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import CppCompileError, InductorError
 
-    def fails(*given, **options):
-        raise TorchDynamoException("g++: internal\ncompiler error")
+    another = "encode into another output with engine.compile=off"
+    failed = "engine.compile: torch.compile failed"
+    no_memory = "cc1plus: out of memory allocating 65536 bytes"
+    return [
+        (TorchDynamoException("g++: internal\ncompiler error"), f"{failed}: g++: internal compiler error; {another}"),
+        (
+            InductorError(CppCompileError(["g++", "-I/" + 500 * "x"], no_memory), None),
+            f"{failed}: CppCompileError: {no_memory}; {another}",
+        ),
+        (
+            InductorError(ImportError("/kernels/nu/x.main.so: file too short"), None),
+            "engine.compile: a compiled kernel cannot be loaded: ImportError: /kernels/nu/x.main.so: file too short; delete the folder "
+            "/kernels (TORCHINDUCTOR_CACHE_DIR) and run again",
+        ),
+    ]
 
+
+def test_a_failure_of_the_compiler_ends_the_build_and_blames_neither_videos_nor_their_size(monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/kernels")
     encoder = Encoder(CONFIG, "cpu", "float32")
-    monkeypatch.setattr(encoder._vae, "encode_planes", fails)
-    with pytest.raises(
-        BuildError, match=r"engine\.compile: torch\.compile failed: g\+\+: internal compiler error; encode into"
-    ):
-        encoder.encode(clip(0, 1), [None])
+    for error, message in compile_errors():
+
+        def fails(*given, error=error, **options):
+            raise error
+
+        monkeypatch.setattr(encoder._vae, "encode_planes", fails)
+        with pytest.raises(BuildError) as caught:
+            encoder.encode(clip(0, 1), [None])
+        assert str(caught.value) == message

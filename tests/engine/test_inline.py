@@ -5,10 +5,21 @@ import random
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
+import model
 import pipeline
 from pipeline.engine.driver.encode import _weights_notices
-from pipeline.errors import CheckpointError, ConfigError, InputError, NothingEncoded, OutputError, RejectBudgetExceeded
+from pipeline.engine.driver.executor import Executor
+from pipeline.errors import (
+    CheckpointDiffers,
+    CheckpointError,
+    ConfigError,
+    InputError,
+    NothingEncoded,
+    OutputError,
+    RejectBudgetExceeded,
+)
 from pipeline.records import Counts
 from tests.tiny_corpus import TINY_NETWORK, make_corpus, receipts, rows, tiny_job, video_bytes, write_tar
 
@@ -228,6 +239,33 @@ def test_bad_jobs_are_refused_before_anything_starts(corpus, tmp_path, overrides
         pipeline.encode(tiny_job(corpus, output, *overrides))
     assert caught.value.exit_code == 2
     assert not list(output.glob("data/**/*"))
+
+
+def test_a_checkpoint_replaced_after_it_was_identified_is_refused_and_the_next_build_encodes_with_the_new_one(
+    corpus, tmp_path, monkeypatch
+):
+    weights = tmp_path / "w.safetensors"
+
+    def save(seed):
+        network = model.load("leanvae", config=TINY_NETWORK, untrained=seed).network
+        save_file({name: tensor.clone() for name, tensor in network.state_dict().items()}, weights)
+
+    def identified(executor):
+        found = real(executor)
+        save(1)
+        return found
+
+    save(0)
+    real, output = Executor.network, tmp_path / "out"
+    job = tiny_job(corpus, output, **{"model.untrained": None, "model.checkpoint": str(weights)})
+    with monkeypatch.context() as patch:
+        patch.setattr(Executor, "network", identified)
+        with pytest.raises(
+            CheckpointDiffers, match=r"replaced since the build began: latent_weights_sha256 is .*, planned was "
+        ):
+            pipeline.encode(job)
+    assert not receipts(output)
+    assert pipeline.encode(job).ok
 
 
 def test_inputs_without_a_match_are_refused(tmp_path):

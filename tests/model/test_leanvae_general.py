@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -136,3 +138,12 @@ def test_a_published_file_needs_neither_patch_nor_range(golden):
     assert {"patch_size", "value_range"}.isdisjoint(golden.config)
     complete = registry.complete("leanvae", golden.config)
     assert (complete["patch_size"], complete["value_range"]) == ([2, 4, 4], [-0.5, 0.5])
+
+
+def test_whole_numbers_in_the_value_range_give_the_identity_of_floats():
+    identity, want = (
+        model.identify("leanvae", config=WIDE | {"value_range": bounds}, untrained=3)
+        for bounds in ((-1, 1), [-1.0, 1.0])
+    )
+    assert json.dumps(identity.latent_config) == json.dumps(want.latent_config)  # as fingerprints hash it
+    assert json.dumps(identity.config["value_range"]) == "[-1.0, 1.0]"

@@ -112,6 +112,12 @@ def test_a_family_without_configuration_is_refused(tmp_path):
     for family in ("wfvae", "ivvae", "leanvae", "diffusers"):
         with pytest.raises(ValueError, match="needs a configuration, but"):
             model.load(family, str(tmp_path / "w.safetensors"))
+    with pytest.raises(ValueError, match=r"; give config=, or the name of a preset: wfvae-s-4ch, "):
+        model.load("wfvae", str(tmp_path / "w.safetensors"))
+    with pytest.raises(ValueError, match=r"; give config=$"):  # has no preset
+        model.load("wfvae2", str(tmp_path / "w.safetensors"))
+    with pytest.raises(ValueError, match=r"missing: z_dim. Give config=, or the name of a preset: ivvae-z4, "):
+        model.from_state_dict("ivvae", {"dim": 4}, {})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")

@@ -58,6 +58,19 @@ def test_out_of_memory_classes_are_recognised():
     assert not is_out_of_memory(failed)
 
 
+def test_an_error_of_torch_compile_is_judged_by_what_it_wraps_and_a_compiler_without_memory_is_none():
+    from torch._inductor.exc import CppCompileError, InductorError
+
+    def wrapped(inner):
+        return is_out_of_memory(InductorError(inner, None))
+
+    assert wrapped(torch.OutOfMemoryError(TEXTS[0]))
+    assert wrapped(RuntimeError(TEXTS[0]))
+    assert not wrapped(CppCompileError(["g++"], "cc1plus: out of memory allocating 65536 bytes"))
+    assert not wrapped(OSError("fork: out of memory"))
+    assert not wrapped(RuntimeError(OTHERS[0]))
+
+
 def test_real_failed_allocations_are_recognised():
     with pytest.raises(RuntimeError) as of_torch:
         torch.empty(1 << 62, dtype=torch.uint8)

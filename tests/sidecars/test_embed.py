@@ -18,7 +18,7 @@ from pipeline.embedding.pruning import prune
 from pipeline.embedding.run import EmbedReport, embed
 from pipeline.embedding.texts import TextEncoder
 from pipeline.embedding.upkeep import list_sets, verify_set
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import CheckpointDiffers, ConfigError, InputError
 from pipeline.ledger.takedowns import record_takedown
 from pipeline.loader import LatentDataset, LatentLoader
 from pipeline.operate.takedown import undo
@@ -30,6 +30,7 @@ from pipeline.sidecars.versions import Coverage
 from pipeline.storage import Store, open_store
 from tests import forked_command
 from tests.loader.outputs import SHORT, Output, clip_of, write_output
+from tests.sidecars.encoders import save_t5
 from tests.sidecars.sets import copied
 
 CAPTIONS = ["a cat runs", "a dog", None, "a cat runs", "the dog sleeps on the red snow of a blue video", "Ein Café"]
@@ -141,6 +142,22 @@ def test_another_encoder_under_the_same_name_is_refused(output: Store, encoder_f
     clip = embed(job_of(output, encoder_folders["clip"], encoder="clip"))
     assert clip.tensors == {"embedding": "bfloat16 […, 32]", "pooled": "bfloat16 [32]"}
     assert [one["name"] for one in list_sets(output)] == ["clip", "t5", "t5-layer1"]
+
+
+def test_weights_replaced_while_they_are_loaded_are_refused(
+    output: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Replaced(TextEncoder):
+        def __init__(self, job: EmbedJob, files: Any, device: str) -> None:
+            save_t5(tmp_path / "t5", seed=1)
+            super().__init__(job, files, device)
+
+    save_t5(tmp_path / "t5")
+    monkeypatch.setattr("pipeline.embedding.texts.TextEncoder", Replaced)
+    monkeypatch.setattr("pipeline.embedding.run.PAUSE_S", 0.0)
+    with pytest.raises(CheckpointDiffers, match="has other weights_sha256 than the run was planned with"):
+        embed(job_of(output, tmp_path / "t5"))
+    assert not SidecarReceipts(output, "t5").all()
 
 
 def test_nothing_published_is_an_error_that_says_what_to_do(tmp_path: Path, encoder_folders: dict[str, Path]) -> None:

@@ -1,7 +1,7 @@
 """Whether a build compiles its network (`engine.compile`): what the output recorded, what the job asks for, or an estimate.
 
-A compiled network gives other bits, so the choice is part of the fingerprint, and an output must not mix both. The first build that encodes
-records its choice there, `_compile/{fingerprint}.json`, created only if absent, and later builds follow it.
+A compiled network gives other bits, so the choice is part of the fingerprint, and an output must not mix both. The first build records its
+choice there before it encodes, `_compile/{fingerprint}.json`, created only if absent, and later builds follow it.
 """
 
 from __future__ import annotations
@@ -68,14 +68,21 @@ def choose_compile(
         if _record(plain, store, choice):
             return choice
         recorded = not choice.on  # another build was first
+    was = "on" if recorded else "off"
+    encoded = not {plain.fingerprint, plain.as_compiled().fingerprint}.isdisjoint(fingerprints)
+    if encoded:
+        made, anew = f"the latents of {store.root} with otherwise equal settings are made with {was}", ""
+    else:  # the record stays: another build, which has no receipt yet, may follow it
+        made = f"{store.root} was begun with {was}, and has no latents of these settings yet"
+        anew = f", or delete {store.uri(compile_key(plain.fingerprint))} if no other build is running"
     if asked != "auto" and (asked == "on") != recorded:
         raise ConfigError(
-            f"engine.compile: {asked} was asked for, and the latents of {store.root} with otherwise equal settings are made with "
-            f"{'on' if recorded else 'off'}; the two differ in bits. Leave engine.compile at auto to go on, or choose another output"
+            f"engine.compile: {asked} was asked for, and {made}; the two differ in bits. Leave engine.compile at auto to go on, or choose "
+            f"another output{anew}"
         )
-    reason = "as the latents of this output"
     if recorded and encodes_here:
-        _need_compiler(plain.device, f"; {store.root} holds latents of a compiled network")
+        _need_compiler(plain.device, f"{anew}; {made}")
+    reason = "as the latents of this output" if encoded else "as this output was begun"
     if not recorded and asked == "auto" and (new := _estimated(plain, store, shards, cores)).on:
         reason += f"; another output would be compiled, {new.reason}"
     return CompileChoice(recorded, reason)

@@ -27,7 +27,7 @@ from pipeline.engine.worker.encode_loop import EncodeLoop, ShardFailure
 from pipeline.engine.worker.load_progress import LoadProgress
 from pipeline.engine.worker.pool import make_encoder
 from pipeline.engine.worker.worker_stats import WorkerStats
-from pipeline.errors import CheckpointDiffers, LatheError, WorkerLost
+from pipeline.errors import LatheError, WorkerLost
 from pipeline.process import kill_points as drill
 
 if TYPE_CHECKING:
@@ -110,11 +110,6 @@ class EncoderActor:
         self._record.stage("loading the network")
         drill.fire(job.drill, "in_load")
         encoder = make_encoder(self._context, self._threads)
-        if (found := encoder.network().identity) != self._context.identity:
-            raise CheckpointDiffers(
-                f"the checkpoint on {socket.gethostname()} is damaged or old: {difference(found, self._context.identity)}; delete the copy "
-                "there (LATHE_CACHE)"
-            )
         self._loop = EncodeLoop(self._context, encoder, lanes, self._record)
         self._record.stage("waiting for a decoder")
         self._await_decoder()
@@ -221,12 +216,6 @@ def keep_freed_memory() -> None:
     libc.mallopt(mmap_threshold, 1 << 30)
     libc.mallopt(trim_threshold, (1 << 31) - 1)
     libc.mallopt(arena_max, 1)
-
-
-def difference(found: dict[str, Any], planned: dict[str, Any]) -> str:
-    """What differs between the identity of a loaded network and the planned one, in one short line."""
-    name = next(name for name in sorted({*found, *planned}) if found.get(name) != planned.get(name))
-    return f"{name} is {str(found.get(name))[:12]}, planned was {str(planned.get(name))[:12]}"
 
 
 def portable(outcome: ShardResult | ShardFailure) -> ShardResult | ShardFailure:

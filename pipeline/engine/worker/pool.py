@@ -6,6 +6,7 @@ Takes assignments of shards, gives events. `engine/ray/pool.py` has the other im
 from __future__ import annotations
 
 import os
+import socket
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,7 +17,7 @@ from pipeline.engine.decoders.process_lanes import ProcessLanes
 from pipeline.engine.nvdec.lanes import NvdecLanes
 from pipeline.engine.worker.device_fault import device_fault
 from pipeline.engine.worker.encode_loop import EncodeLoop, ShardFailure
-from pipeline.errors import BuildError
+from pipeline.errors import BuildError, CheckpointDiffers
 from pipeline.format.stored import I2V_COND
 
 if TYPE_CHECKING:
@@ -128,11 +129,28 @@ def decoders_per_encoder(job_decoders: int | None, cores: int, encoders: int) ->
 
 
 def make_encoder(context: BuildContext, threads: int | None) -> Encoder:
-    """Loads the network of a build on its device. Slow. Raises what `Encoder` raises."""
+    """Loads the network of a build on its device. Slow.
+
+    Raises:
+        CheckpointDiffers: its weights are not those of the fingerprint.
+        ConfigError, CheckpointError, AccessError: see `Encoder`.
+    """
     job, device, dtype = context.job, context.device, context.compute_dtype
     stored: dict[str, Any] = {"moments": job.write.moments, "conditions": I2V_COND in job.write.store}
     sizes: dict[str, Any] = {"batch": job.engine.batch, "state_bytes": job.engine.state_bytes}
-    return Encoder(job.model, device, dtype, **stored, **sizes, threads=threads, compiled=context.compiled)
+    encoder = Encoder(job.model, device, dtype, **stored, **sizes, threads=threads, compiled=context.compiled)
+    if (found := encoder.network().identity) != context.identity:
+        raise CheckpointDiffers(
+            f"the checkpoint on {socket.gethostname()} is damaged or old, or was replaced since the build began: "
+            f"{_difference(found, context.identity)}; delete the copy there (LATHE_CACHE), or run again to encode with new weights"
+        )
+    return encoder
+
+
+def _difference(found: dict[str, Any], planned: dict[str, Any]) -> str:
+    """What differs between the identity of a loaded network and the planned one, in one short line."""
+    name = next(name for name in sorted({*found, *planned}) if found.get(name) != planned.get(name))
+    return f"{name} is {str(found.get(name))[:12]}, planned was {str(planned.get(name))[:12]}"
 
 
 class InlinePool:
@@ -159,7 +177,11 @@ class InlinePool:
             lanes = NvdecLanes(decoders, job.decode.memory_bytes, self._context.device)
         else:
             lanes = ProcessLanes(decoders, job.decode.memory_bytes, niceness)
-        self._loop = EncodeLoop(self._context, make_encoder(self._context, job.engine.threads), lanes)
+        try:
+            self._loop = EncodeLoop(self._context, make_encoder(self._context, job.engine.threads), lanes)
+        except BaseException:
+            lanes.close()
+            raise
 
     def assign(self, worker: str, shard: Shard, blamed: tuple[BlamedVideo, ...] = ()) -> None:  # noqa: D102
         self._running().submit(shard, blamed)
