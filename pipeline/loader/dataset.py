@@ -277,17 +277,18 @@ class LatentDataset:
         return rows_of_file(self, number, index, self._positions(number, index)[places])
 
     def file_uris(self) -> list[str]:
-        """URIs of all data files, for other readers. They also see rows that do not count, see `hidden_ids`."""
+        """URIs of all data files, for other readers. They also see rows that do not count, see `hidden_rows`."""
         return [self.store.uri(key) for key in self.files.table["key"].to_pylist()]
 
-    def hidden_ids(self) -> set[str]:
-        """Ids of rows in these files that other readers must leave out: superseded, taken down, filtered out."""
-        odd = sorted({*self.files.hidden, *(self._kept or {}), *self._touched()})
-        found: set[str] = set()
-        for number in odd:
-            index = self.indexes.get(number)
+    def hidden_rows(self) -> set[tuple[str, str]]:
+        """Rows in these files that other readers must leave out: superseded, taken down, filtered out. By URI of the file and id: if two
+        runs encoded one source, a row of the same id counts in another file.
+        """
+        found: set[tuple[str, str]] = set()
+        for number in sorted({*self.files.hidden, *(self._kept or {}), *self._touched()}):
+            index, uri = self.indexes.get(number), self.store.uri(self.files.value("key", number))
             gone = np.setdiff1d(np.arange(len(index)), self._positions(number, index))
-            found.update(str(index.text("id", row)) for row in gone.tolist())
+            found.update((uri, str(index.text("id", row))) for row in gone.tolist())
         return found
 
     def as_map_dataset(self) -> LatentRows:
