@@ -212,16 +212,28 @@ class LatentLoader:
         return self._step
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on after the last batch that was given: a few numbers and names, JSON-ready."""
-        return make_state(self._step, self._described)
+        """What `load_state_dict` needs to go on after the last batch that was given: a few numbers and names, JSON-ready.
+        The caller's own: `torch.distributed.checkpoint` fills it in place.
+        """
+        return make_state(self._step, copy.deepcopy(self._described))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state` was taken, on any rank of any world size.
 
         Raises:
-            ConfigError: the state is of another order (dataset, snapshot, filter, seed, rule, …); names the difference.
+            ConfigError: the state is of another order (dataset, snapshot, filter, seed, rule, …); names the difference. Or this loader
+                has fewer epochs, and ends before.
         """
-        self.seek(step_of(state, self._described, [one.store.root for one in self._datasets]))
+        step = step_of(state, self._described, [one.store.root for one in self._datasets])
+        epochs, ours = state["order"].get("epochs"), self._described["epochs"]
+        if epochs != ours and step:
+            with self._order_lock:
+                if self._order.batch(step - 1) is None:
+                    raise ConfigError(
+                        f"state: {step} steps were given with epochs={epochs}, this loader has {self._order.total()} with epochs={ours}; "
+                        "give more epochs"
+                    )
+        self.seek(step)
 
     def seek(self, step: int) -> None:
         """Makes `step` the next one.

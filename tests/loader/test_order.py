@@ -99,6 +99,29 @@ def test_an_epoch_reads_every_row_once_but_for_the_dropped_rest(sets, shuffle, s
             assert max(counts, default=0) <= epochs
 
 
+@given(datasets, rules, shuffles, st.integers(0, 1 << 60), st.booleans(), st.sampled_from([None, (2.0,)]))
+@settings(max_examples=60, deadline=None)
+def test_the_order_of_one_dataset_begins_with_that_of_fewer_epochs(sets, rule, shuffle, seed, drop_last, weights):
+    """`pipeline.loader.state` relies on it: a state of fewer epochs is one of more."""
+
+    def order(epochs):
+        return order_or_none(
+            sets[:1], rule, seed=seed, shuffle=shuffle, epochs=epochs, drop_last=drop_last, small_buckets="drop",
+            weights=weights and [Weights(0, weights)],
+        )  # fmt: skip
+
+    if (few := order(2)) is None:
+        return
+    count = few.total()
+    for more in (order(3), order(None)):
+        for step in range(count):
+            one, other = few.batch(step), more.batch(step)
+            assert (one.dataset, one.epoch) == (other.dataset, other.epoch)
+            assert members(one.content) == members(other.content)
+        assert more.batch(count).epoch == 2
+    assert few.batch(count) is None
+
+
 def test_rows_of_the_last_batch_are_filled_up_from_the_start_where_nothing_is_dropped():
     order = Order([dataset(short=[10, 3])], parse_rule(8), epochs=1, drop_last=False)
     found = [member for step in range(order.total()) for member in members(order.batch(step).content)]
