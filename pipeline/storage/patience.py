@@ -9,13 +9,15 @@ import time
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING
 
+from pipeline.process.fork_locks import fork_lock
+
 if TYPE_CHECKING:
     from pipeline.config import StorageConfig
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 15.0
 _reached: set[str | None] = set()
-_guard = threading.Lock()  # of `_retries`
+_guard = fork_lock()  # of `_retries`
 _retries = 0  # of this process
 # Set when the interpreter begins to exit, which joins the worker threads of s3transfer. Without it, an upload to a store that does not
 # answer would keep a finished process alive until its retries end.
