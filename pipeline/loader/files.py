@@ -111,10 +111,11 @@ def received_files(store: Store, fingerprint: str | None) -> DataFiles:
     """Files that receipts name at present, also of a build that still runs. Raises as `published_files`."""
     latent_set = Ledger(store).latent_set()
     applied: set[str] = set()
-    compacted = CompactedFiles(store, published_copies(store))
+    copies = published_copies(store)
+    compacted = CompactedFiles(store, copies)
 
     def rows() -> Iterable[dict[str, Any]]:
-        for part in counted_receipts(store):
+        for part in counted_receipts(store, copies=copies):
             applied.update(item.key for item in part.takedowns.records)
             for share in shares(store, part)[1]:
                 if share.copy is not None:
