@@ -45,11 +45,16 @@ def is_reached(config: StorageConfig) -> bool:
     return config.endpoint_url in _reached
 
 
-def end_pauses_at(stopped: threading.Event) -> None:
+def end_pauses_at(stopped: threading.Event | None) -> None:
     """Ends all pauses of the calling thread, with CancelledError, when `stopped` is set. Per thread, because several loaders may read from
     one store.
     """
     _of_thread.stopped = stopped
+
+
+def end_of_pauses() -> threading.Event | None:
+    """What the calling thread gave to `end_pauses_at`, for other threads that read for it."""
+    return getattr(_of_thread, "stopped", None)
 
 
 class OutOfPatience(Exception):
@@ -110,7 +115,7 @@ class Patience:
 
     def _wait(self, seconds: float) -> None:
         """Ends early if cancelled or if the process exits; of these two events one is polled."""
-        ends = self._cancelled or getattr(_of_thread, "stopped", None)
+        ends = self._cancelled or end_of_pauses()
         if ends is None:
             _exiting.wait(seconds)
             return
