@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from pipeline.loader.ranges import bounds_of_files
 from pipeline.loader.spec import DatasetSpec
 from pipeline.loader.threads import threads
 from pipeline.operate.inspect import file_metadata
+from pipeline.storage import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -65,8 +67,10 @@ class LatentDataset:
         if not len(files):
             raise InputError(f"{store.root} has no row{'' if snapshot is None else f' in snapshot {snapshot}'}")
         self.store, self.files, self.snapshot, self.where = store, files, snapshot, where
+        self._threads = threads
         self.columns = tuple(name for name in columns if name in SCALARS)
-        self.spec = DatasetSpec.from_metadata(file_metadata(store, files.value("key", 0)))
+        first = files.value("key", 0)
+        self.spec = DatasetSpec.from_metadata(store.patiently(lambda: file_metadata(store, first)))
         there = [name for name in self.spec.stored if name not in (LATENT, LOGVAR)]
         known = (*SCALARS, *OPTIONAL, *(name for name in there if name not in OPTIONAL))
         if unknown := [name for name in columns if name not in known]:
@@ -112,7 +116,7 @@ class LatentDataset:
     @classmethod
     def open(
         cls,
-        uri: str,
+        uri: str | os.PathLike[str],
         snapshot: int | str = "latest",
         where: str | None = None,
         columns: str | Sequence[str] = (),
@@ -136,12 +140,15 @@ class LatentDataset:
             storage: options of the object store.
             threads: for reading indexes and columns while opening.
 
+        While a mount fails, its reads are made again for `storage.patience_s`.
+
         Raises:
             InputError: nothing published (run `lathe publish`), no such snapshot, no row, several fingerprints.
             ConfigError: an unknown column, a filter that cannot be evaluated.
             OutputError: not an output, or a manifest that cannot be read.
         """
-        store, number = open_output(uri, storage or StorageConfig())
+        uri, config = os.fspath(uri), storage or StorageConfig()
+        store, number = open_store(uri, config).patiently(lambda: open_output(uri, config))
         if snapshot != "latest":
             if not str(snapshot).isdecimal() or number not in (None, int(snapshot)):
                 raise ConfigError(f"snapshot: expected latest or a number, once, got {snapshot!r} for {uri}")
@@ -149,8 +156,9 @@ class LatentDataset:
         if receipts:
             if number is not None:
                 raise ConfigError("receipts: reads what is there now, so there is no number of a snapshot to give")
-            return cls(store, received_files(store, fingerprint), None, where, columns, threads)
-        files, number = published_files(store, number, fingerprint)
+            files = store.patiently(lambda: received_files(store, fingerprint))
+            return cls(store, files, None, where, columns, threads)
+        files, number = store.patiently(lambda: published_files(store, number, fingerprint))
         return cls(store, files, number, where, columns, threads)
 
     def _buckets(self) -> dict[str, Bucket]:
@@ -314,13 +322,16 @@ class LatentDataset:
         def read(number: int) -> np.ndarray:
             return self.indexes.columns(number, ["num_frames"])["num_frames"].to_numpy()
 
-        with threads(OPENING_THREADS, "lengths") as pool:
+        with threads(self._threads, "lengths") as pool:
             return dict(zip(numbers, pool.map(read, numbers), strict=True))
 
     def _touched(self) -> list[int]:
         """Files of shards that have a source which a new takedown names."""
         if not self.takedowns:
             return []
+        return self.store.patiently(self._named_files)
+
+    def _named_files(self) -> list[int]:
         named = self.takedowns.uri_ids()
         shards = [item.shard_id for item in Summaries(self.store).all() if not named.isdisjoint(item.uri_ids())]
         named_shards = pa.array(shards, pa.string())

@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import LatheError, StorageUnavailable
+from pipeline.errors import ConfigError, LatheError, StorageUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,6 +109,8 @@ class _Peers:
     def __init__(self, group: ProcessGroup) -> None:
         import torch.distributed as dist
 
+        if not isinstance(group, dist.ProcessGroup):
+            raise ConfigError(f"peers: expected a group of torch.distributed that has this rank, got {group!r}")
         self._dist, self._group = dist, group
         self._source = dist.get_process_group_ranks(group)[0]
         self.first = dist.get_rank() == self._source

@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import record_takedown
 from pipeline.ledger.totals import tally
+from pipeline.loader import dataset as dataset_module
 from pipeline.loader.dataset import LatentDataset
 from pipeline.operate.compact import compact
 from tests.loader.outputs import SHORT, WHOLE, clip_of, commit_files, mixed_shards, write_output
@@ -78,6 +79,14 @@ def test_whole_videos_are_sorted_by_their_length(tmp_path):
 
 
 # ---- which rows count --------------------------------------------------------------------------------------------------
+
+
+def test_frames_of_whole_videos_are_read_by_as_many_threads_as_asked(tmp_path, monkeypatch):
+    output, counts = write_output(tmp_path / "out", tmp_path, [[clip_of(n, WHOLE, num_frames=9)] for n in range(3)]), []
+    made = dataset_module.threads
+    monkeypatch.setattr(dataset_module, "threads", lambda count, name: counts.append(count) or made(count, name))
+    assert len(LatentDataset.open(output.uri, threads=3)) == 3
+    assert counts == [3]
 
 
 def test_rows_taken_down_are_left_out_of_old_snapshots_too(tmp_path):

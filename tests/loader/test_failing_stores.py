@@ -6,6 +6,7 @@ import copy
 import errno
 import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -80,6 +81,31 @@ def test_a_mount_that_fails_once_while_takedowns_are_looked_for_ends_no_run(film
     monkeypatch.setattr(LocalStore, "list", stale)
     dataset.look_for_takedowns()
     assert left == [0]
+
+
+@pytest.mark.parametrize("options", [{}, {"where": "caption like '%1%'", "columns": "width"}, {"receipts": True}])
+def test_a_mount_that_fails_once_while_a_dataset_is_opened_is_asked_again(films, monkeypatch, options):
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.0)
+    calls, failing = [], []
+
+    def failing_once(original):
+        def call(self, *arguments, **given):
+            calls.append(original.__name__)
+            if len(calls) in failing:
+                with translated(self.root):
+                    raise OSError(errno.ESTALE, "Stale file handle")
+            return original(self, *arguments, **given)
+
+        return call
+
+    for method in ("read", "read_range", "list", "keys", "stat", "exists"):
+        monkeypatch.setattr(LocalStore, method, failing_once(getattr(LocalStore, method)))
+    uri = Path(films["parquet"].uri)
+    expected, count = sorted(row.id for row in LatentDataset.open(uri, **options).rows(tensors=False)), len(calls)
+    for number in range(1, count + 1):
+        failing[:], calls[:] = [number], []
+        assert sorted(row.id for row in LatentDataset.open(uri, **options).rows(tensors=False)) == expected
+        assert len(calls) > count
 
 
 def test_an_error_while_a_dataset_is_opened_does_not_wait_for_its_threads(monkeypatch):

@@ -218,8 +218,11 @@ def test_counted_epochs_end_and_endless_ones_have_no_length(films):
     assert list(resumed) == []  # a run that was finished
     loader.seek(18)
     assert len(list(loader)) == 2
+    endless = LatentLoader(opened(films), batch=4)
     with pytest.raises(TypeError, match="no end"):
-        len(LatentLoader(opened(films), batch=4))
+        len(endless)
+    assert endless
+    assert endless.as_iterable_dataset()
 
 
 @pytest.mark.parametrize("more", [3, None])

@@ -248,6 +248,22 @@ def test_weights_changed_at_a_step_leave_the_steps_before_as_they_were():
     assert {after.batch(step).dataset for step in range(30, 90)} == {0}
 
 
+def test_an_endless_dataset_that_loses_its_weight_leaves_a_length():
+    """Alone it ends there; beside others they give what they have left."""
+    for lengths, changes, total in (
+        ([None], {0: (1,), 7: (1,)}, None),
+        ([None, 10], {0: (1, 1), 4: (0, 1)}, 12),
+        ([None, 10], {0: (1, 0), 7: (0, 1)}, 17),
+        ([10, None], {0: (1, 0), 4: (1, 1)}, None),
+        ([None, 3], {0: (1, 1), 100: (0, 1)}, 100),
+    ):
+        mixture = Mixture(lengths, [Weights(step, values) for step, values in changes.items()])
+        assert mixture.total() == total
+        if total is not None:
+            assert mixture.locate(total - 1) is not None
+            assert mixture.locate(total) is None
+
+
 def test_image_steps_come_at_their_ratio():
     order = Order([dataset(images=[200], short=[200], long=[200])], parse_rule(4), image_ratio=0.25)
     steps = [order.batch(step).content.bucket for step in range(200)]
