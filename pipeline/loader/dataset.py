@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.format.columns import SCALARS
 from pipeline.format.stored import LATENT, LOGVAR, OPTIONAL
 from pipeline.ledger.addresses import open_output
+from pipeline.ledger.copies import NO_COPIES
 from pipeline.ledger.snapshots import published_copies
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import Takedowns, read_takedowns
@@ -335,7 +336,9 @@ class LatentDataset:
         named = self.takedowns.uri_ids()
         shards = [item.shard_id for item in Summaries(self.store).all() if not named.isdisjoint(item.uri_ids())]
         named_shards = pa.array(shards, pa.string())
-        compacted = pa.array(published_copies(self.store, self.snapshot).places(named_shards), pa.string())
+        number = self.files.copies_of  # not the newest snapshot, which may name other files
+        copies = NO_COPIES if number is None else published_copies(self.store, number)
+        compacted = pa.array(copies.places(named_shards), pa.string())
         table = self.files.table
         mine = pc.or_(pc.is_in(table["shard_id"], named_shards), pc.is_in(table["key"], compacted))
         found: list[int] = np.flatnonzero(mine.to_numpy()).tolist()

@@ -173,6 +173,24 @@ def test_a_compaction_that_comes_while_receipts_are_read_changes_no_row(tmp_path
         assert sorted(row.id for row in dataset) == sorted(output.clips)
 
 
+@pytest.mark.parametrize("receipts", [False, True])
+def test_takedowns_count_in_files_that_a_later_compaction_replaced(tmp_path, receipts):
+    output = write_output(
+        tmp_path / "out", tmp_path, [[clip_of(100 * s + n, SHORT) for n in range(3)] for s in range(2)]
+    )
+    compact(output.store)
+    dataset = LatentDataset.open(output.uri, receipts=receipts)
+    write_output(output.uri, tmp_path, [[clip_of(100 * s + n, SHORT) for n in range(3)] for s in (2, 3)], first=2)
+    compact(output.store)
+    assert not set(dataset.file_uris()) & set(LatentDataset.open(output.uri).file_uris())
+    record_takedown(output.store, "asked", ids=["video00001-0000"])
+    dataset.look_for_takedowns()
+    rows = dataset.as_map_dataset()
+    left = sorted(set(output.clips) - {"video00001-0000"})
+    assert sorted(row.id for row in dataset) == sorted(rows[i]["id"] for i in range(len(rows))) == left
+    assert [name for _, name in dataset.hidden_rows()] == ["video00001-0000"]
+
+
 # ---- filters -----------------------------------------------------------------------------------------------------------
 
 
