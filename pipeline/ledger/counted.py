@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipeline.format.index import IndexRow
-    from pipeline.ledger.copies import Copy
+    from pipeline.ledger.copies import Copies, Copy
     from pipeline.records import Receipt, WrittenFile
     from pipeline.storage import Store
 
@@ -46,14 +46,19 @@ class Share:
         return tuple(row.row for row in self.hidden_rows)
 
 
-def counted_receipts(store: Store, workers: int = 8) -> Iterator[CountedReceipt]:
-    """Every receipt with the part of it that counts, by shard id, including receipts of which nothing counts.
+def counted_receipts(store: Store, workers: int = 8, copies: Copies | None = None) -> Iterator[CountedReceipt]:
+    """Every receipt with the part of it that counts, by shard id, including receipts of which nothing counts. Without receipts that are
+    committed meanwhile: which of their sources other receipts have is not known.
+
+    `copies`: those of the newest snapshot if None.
 
     Raises:
         OutputError: a receipt of another format version, or of another shard; a newest snapshot that cannot be read.
     """
-    overlaps = Overlaps(Summaries(store, workers).all(), read_takedowns(store), published_copies(store))
-    return (overlaps.counted(receipt) for receipt in Ledger(store).all(workers))
+    copies = published_copies(store) if copies is None else copies
+    overlaps = Overlaps(Summaries(store, workers).all(), read_takedowns(store), copies)
+    receipts = Ledger(store).all(workers)
+    return (overlaps.counted(receipt) for receipt in receipts if receipt.shard_id in overlaps.by_shard)
 
 
 def shown(part: CountedReceipt, rows: list[IndexRow]) -> list[IndexRow]:

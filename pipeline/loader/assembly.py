@@ -10,6 +10,7 @@ from pipeline.format.stored import FIRST_FRAME, I2V_COND, LATENT, LOGVAR
 from pipeline.loader.cache import TensorCache
 from pipeline.loader.captions import CaptionRule
 from pipeline.loader.crops import Window, check_crop, cropped
+from pipeline.loader.dataset import LatentDataset
 from pipeline.loader.decoding import decoder_of
 from pipeline.loader.maker import BatchMaker, padding_of, patch_of
 from pipeline.loader.memory import BatchMemory
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.loader.crops import Crop
-    from pipeline.loader.dataset import LatentDataset
     from pipeline.loader.read_ahead import ReadAhead
     from pipeline.loader.rules import BatchRule
     from pipeline.loader.sidecars import SidecarJoin
@@ -50,6 +50,17 @@ class Options:
     verify: str
     on_damage: str
     cache: TensorCache | None
+
+
+def listed(datasets: Any) -> list[LatentDataset]:
+    """The datasets that a loader was given, one or several. Raises ConfigError for anything else."""
+    found = list(datasets) if isinstance(datasets, list | tuple) else [datasets]
+    for one in found:
+        if not isinstance(one, LatentDataset):
+            raise ConfigError(
+                f"datasets: expected a LatentDataset or a list of them, LatentDataset.open(…), got {one!r}"
+            )
+    return found
 
 
 def check_datasets(datasets: Sequence[LatentDataset], allowed: Sequence[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import InputError
 from pipeline.format.columns import SCALARS
 from pipeline.loader.open_files import with_files_closed
+from pipeline.process.fork_locks import fork_lock
 from pipeline.storage.ranged_file import RangedFile
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class ColumnCache:
         self._store, self._files, self._most = store, files, cache_bytes
         self._held: OrderedDict[Held, pa.Table] = OrderedDict()
         self._bytes = 0
-        self._lock = threading.Lock()
+        self._lock = fork_lock()
 
     def row(self, number: int, index: FileIndex, names: tuple[str, ...], position: int) -> dict[str, Any]:
         """Values of one row of a file by column; metadata as an object. Raises as `read_columns`."""

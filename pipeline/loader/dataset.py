@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.format.columns import SCALARS
 from pipeline.format.stored import LATENT, LOGVAR, OPTIONAL
 from pipeline.ledger.addresses import open_output
+from pipeline.ledger.copies import NO_COPIES
 from pipeline.ledger.snapshots import published_copies
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import Takedowns, read_takedowns
@@ -30,6 +32,7 @@ from pipeline.loader.ranges import bounds_of_files
 from pipeline.loader.spec import DatasetSpec
 from pipeline.loader.threads import threads
 from pipeline.operate.inspect import file_metadata
+from pipeline.storage import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -65,8 +68,10 @@ class LatentDataset:
         if not len(files):
             raise InputError(f"{store.root} has no row{'' if snapshot is None else f' in snapshot {snapshot}'}")
         self.store, self.files, self.snapshot, self.where = store, files, snapshot, where
+        self._threads = threads
         self.columns = tuple(name for name in columns if name in SCALARS)
-        self.spec = DatasetSpec.from_metadata(file_metadata(store, files.value("key", 0)))
+        first = files.value("key", 0)
+        self.spec = DatasetSpec.from_metadata(store.patiently(lambda: file_metadata(store, first)))
         there = [name for name in self.spec.stored if name not in (LATENT, LOGVAR)]
         known = (*SCALARS, *OPTIONAL, *(name for name in there if name not in OPTIONAL))
         if unknown := [name for name in columns if name not in known]:
@@ -112,7 +117,7 @@ class LatentDataset:
     @classmethod
     def open(
         cls,
-        uri: str,
+        uri: str | os.PathLike[str],
         snapshot: int | str = "latest",
         where: str | None = None,
         columns: str | Sequence[str] = (),
@@ -136,12 +141,15 @@ class LatentDataset:
             storage: options of the object store.
             threads: for reading indexes and columns while opening.
 
+        While a mount fails, its reads are made again for `storage.patience_s`.
+
         Raises:
             InputError: nothing published (run `lathe publish`), no such snapshot, no row, several fingerprints.
             ConfigError: an unknown column, a filter that cannot be evaluated.
             OutputError: not an output, or a manifest that cannot be read.
         """
-        store, number = open_output(uri, storage or StorageConfig())
+        uri, config = os.fspath(uri), storage or StorageConfig()
+        store, number = open_store(uri, config).patiently(lambda: open_output(uri, config))
         if snapshot != "latest":
             if not str(snapshot).isdecimal() or number not in (None, int(snapshot)):
                 raise ConfigError(f"snapshot: expected latest or a number, once, got {snapshot!r} for {uri}")
@@ -149,8 +157,9 @@ class LatentDataset:
         if receipts:
             if number is not None:
                 raise ConfigError("receipts: reads what is there now, so there is no number of a snapshot to give")
-            return cls(store, received_files(store, fingerprint), None, where, columns, threads)
-        files, number = published_files(store, number, fingerprint)
+            files = store.patiently(lambda: received_files(store, fingerprint))
+            return cls(store, files, None, where, columns, threads)
+        files, number = store.patiently(lambda: published_files(store, number, fingerprint))
         return cls(store, files, number, where, columns, threads)
 
     def _buckets(self) -> dict[str, Bucket]:
@@ -277,17 +286,18 @@ class LatentDataset:
         return rows_of_file(self, number, index, self._positions(number, index)[places])
 
     def file_uris(self) -> list[str]:
-        """URIs of all data files, for other readers. They also see rows that do not count, see `hidden_ids`."""
+        """URIs of all data files, for other readers. They also see rows that do not count, see `hidden_rows`."""
         return [self.store.uri(key) for key in self.files.table["key"].to_pylist()]
 
-    def hidden_ids(self) -> set[str]:
-        """Ids of rows in these files that other readers must leave out: superseded, taken down, filtered out."""
-        odd = sorted({*self.files.hidden, *(self._kept or {}), *self._touched()})
-        found: set[str] = set()
-        for number in odd:
-            index = self.indexes.get(number)
+    def hidden_rows(self) -> set[tuple[str, str]]:
+        """Rows in these files that other readers must leave out: superseded, taken down, filtered out. By URI of the file and id: if two
+        runs encoded one source, a row of the same id counts in another file.
+        """
+        found: set[tuple[str, str]] = set()
+        for number in sorted({*self.files.hidden, *(self._kept or {}), *self._touched()}):
+            index, uri = self.indexes.get(number), self.store.uri(self.files.value("key", number))
             gone = np.setdiff1d(np.arange(len(index)), self._positions(number, index))
-            found.update(str(index.text("id", row)) for row in gone.tolist())
+            found.update((uri, str(index.text("id", row))) for row in gone.tolist())
         return found
 
     def as_map_dataset(self) -> LatentRows:
@@ -313,17 +323,22 @@ class LatentDataset:
         def read(number: int) -> np.ndarray:
             return self.indexes.columns(number, ["num_frames"])["num_frames"].to_numpy()
 
-        with threads(OPENING_THREADS, "lengths") as pool:
+        with threads(self._threads, "lengths") as pool:
             return dict(zip(numbers, pool.map(read, numbers), strict=True))
 
     def _touched(self) -> list[int]:
         """Files of shards that have a source which a new takedown names."""
         if not self.takedowns:
             return []
+        return self.store.patiently(self._named_files)
+
+    def _named_files(self) -> list[int]:
         named = self.takedowns.uri_ids()
         shards = [item.shard_id for item in Summaries(self.store).all() if not named.isdisjoint(item.uri_ids())]
         named_shards = pa.array(shards, pa.string())
-        compacted = pa.array(published_copies(self.store, self.snapshot).places(named_shards), pa.string())
+        number = self.files.copies_of  # not the newest snapshot, which may name other files
+        copies = NO_COPIES if number is None else published_copies(self.store, number)
+        compacted = pa.array(copies.places(named_shards), pa.string())
         table = self.files.table
         mine = pc.or_(pc.is_in(table["shard_id"], named_shards), pc.is_in(table["key"], compacted))
         found: list[int] = np.flatnonzero(mine.to_numpy()).tolist()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import InputError
 from pipeline.format.stored import tensor_shape
 from pipeline.loader.open_files import with_files_closed
+from pipeline.process.fork_locks import fork_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -138,7 +138,7 @@ class IndexCache:
         self._most = cache_bytes
         self._held: OrderedDict[int, FileIndex] = OrderedDict()
         self._bytes = 0
-        self._lock = threading.Lock()
+        self._lock = fork_lock()
 
     def held(self, number: int) -> FileIndex | None:
         """The index if it is in memory."""

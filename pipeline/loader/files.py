@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import InputError
-from pipeline.ledger.copies import CompactedFiles
+from pipeline.ledger.copies import NO_COPIES, CompactedFiles
 from pipeline.ledger.counted import counted_receipts, shares
 from pipeline.ledger.manifest import FILES, file_row
 from pipeline.ledger.receipts import Ledger
@@ -43,13 +43,15 @@ COLUMNS = [
 class DataFiles:
     """Columns of the manifest. `identity` tells this list of rows from every other; `applied`: keys of takedowns that it has subtracted.
 
-    `hidden`: by file number, positions of rows that do not count.
+    `hidden`: by file number, positions of rows that do not count. `copies_of`: the snapshot whose compactions made some of the files; None
+    if nothing was published.
     """
 
     table: pa.Table = field(repr=False)
     identity: str
     applied: frozenset[str]
     hidden: dict[int, np.ndarray] = field(repr=False)
+    copies_of: int | None
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -104,17 +106,20 @@ def published_files(store: Store, number: int | None, fingerprint: str | None) -
     table, chosen = _of_fingerprint(table, fingerprint, f"{store.root}@{snapshot.number}")
     reference = snapshot.tables.get("files")
     identity = f"{latent_set.name}@{snapshot.number}:{chosen[:8]}:{reference.sha256[:16] if reference else 'empty'}"
-    return DataFiles(table, identity, frozenset(snapshot.takedowns), _hidden(table)), snapshot.number
+    files = DataFiles(table, identity, frozenset(snapshot.takedowns), _hidden(table), snapshot.number)
+    return files, snapshot.number
 
 
 def received_files(store: Store, fingerprint: str | None) -> DataFiles:
     """Files that receipts name at present, also of a build that still runs. Raises as `published_files`."""
     latent_set = Ledger(store).latent_set()
     applied: set[str] = set()
-    compacted = CompactedFiles(store, published_copies(store))
+    newest = max(Snapshots(store).numbers(), default=None)
+    copies = NO_COPIES if newest is None else published_copies(store, newest)
+    compacted = CompactedFiles(store, copies)
 
     def rows() -> Iterable[dict[str, Any]]:
-        for part in counted_receipts(store):
+        for part in counted_receipts(store, copies=copies):
             applied.update(item.key for item in part.takedowns.records)
             for share in shares(store, part)[1]:
                 if share.copy is not None:
@@ -129,7 +134,7 @@ def received_files(store: Store, fingerprint: str | None) -> DataFiles:
     for batch in table.select(["key", "hidden"]).to_batches():
         digest.update(repr(batch.to_pydict()).encode())
     identity = f"{latent_set.name}:receipts:{chosen[:8]}:{digest.hexdigest()}"
-    return DataFiles(table, identity, frozenset(applied), _hidden(table))
+    return DataFiles(table, identity, frozenset(applied), _hidden(table), newest)
 
 
 def _of_fingerprint(table: pa.Table, wanted: str | None, where: str) -> tuple[pa.Table, str]:

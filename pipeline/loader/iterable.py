@@ -37,6 +37,10 @@ class LatentIterable(IterableDataset["Batch"]):
         """Steps in all. Raises TypeError without end."""
         return len(self._loader)
 
+    def __bool__(self) -> bool:
+        """True, also without end: Python would ask for the length."""
+        return True
+
     def state_dict(self) -> dict[str, Any]:
         """State of the loader."""
         return self._loader.state_dict()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import ConfigError, LatheError
 from pipeline.loader.arguments import integer, number, texts
-from pipeline.loader.assembly import Options, assemble, check_datasets
+from pipeline.loader.assembly import Options, assemble, check_datasets, listed
 from pipeline.loader.captions import CaptionRule
 from pipeline.loader.dataset import LatentDataset
 from pipeline.loader.mixture import parse_weights
@@ -124,7 +124,7 @@ class LatentLoader:
             ConfigError: options that do not fit each other or the datasets.
             InputError: no such sidecar set; rows without tensors of it.
         """
-        self._datasets = [datasets] if isinstance(datasets, LatentDataset) else list(datasets)
+        self._datasets = listed(datasets)
         check_datasets(self._datasets, texts("allow_fingerprints", allow_fingerprints))
         if peers is not None:
             if on_damage != "stop":
@@ -146,14 +146,14 @@ class LatentLoader:
             on_damage, cache,
         )  # fmt: skip
         self._stats = LoaderStats()
-        self._datasets, joins = join_sidecars(
+        self._datasets, self._joins = join_sidecars(
             self._datasets, sidecars, missing_sidecars, CaptionRule(options.captions, caption_dropout), self._stats
         )  # fmt: skip
         # Batches of local files are read by the threads that make them: more of these than cores hold each other up.
         remote = any(is_remote(dataset.store.root) for dataset in self._datasets)
         self._ahead = ReadAhead(prefetch, threads, prefetch if remote else min(prefetch, os.cpu_count() or 1))
         self._makers, rows = assemble(
-            self._datasets, options, self._ahead, self._stats, joins, free_blocks=2 * prefetch + 2
+            self._datasets, options, self._ahead, self._stats, self._joins, free_blocks=2 * prefetch + 2
         )
         self._order = Order(
             rows, rule, seed=seed, shuffle=shuffle, epochs=limits, drop_last=bool(drop_last), small_buckets=small_buckets,
@@ -170,7 +170,7 @@ class LatentLoader:
             "image_ratio": image_ratio,
             "crop": repr(crop),
             "variants": variants,
-            "sidecars": [join.described for join in joins],
+            "sidecars": [join.described for join in self._joins],
             "weights": None if schedule is None else described_weights(schedule),
         }
         self._order_lock = Lock()
@@ -203,8 +203,12 @@ class LatentLoader:
         with self._order_lock:  # threads that make batches ask the order at the same time
             total = self._order.total()
         if total is None:
-            raise TypeError("this loader has no end: epochs=None")
+            raise TypeError("this loader has no end: epochs=None of a dataset that keeps a weight")
         return total
+
+    def __bool__(self) -> bool:
+        """True, also without end: Python would ask for the length."""
+        return True
 
     @property
     def step(self) -> int:
@@ -212,16 +216,28 @@ class LatentLoader:
         return self._step
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on after the last batch that was given: a few numbers and names, JSON-ready."""
-        return make_state(self._step, self._described)
+        """What `load_state_dict` needs to go on after the last batch that was given: a few numbers and names, JSON-ready.
+        The caller's own: `torch.distributed.checkpoint` fills it in place.
+        """
+        return make_state(self._step, copy.deepcopy(self._described))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state` was taken, on any rank of any world size.
 
         Raises:
-            ConfigError: the state is of another order (dataset, snapshot, filter, seed, rule, …); names the difference.
+            ConfigError: the state is of another order (dataset, snapshot, filter, seed, rule, …); names the difference. Or this loader
+                has fewer epochs, and ends before.
         """
-        self.seek(step_of(state, self._described, [one.store.root for one in self._datasets]))
+        step = step_of(state, self._described, [one.store.root for one in self._datasets])
+        epochs, ours = state["order"].get("epochs"), self._described["epochs"]
+        if epochs != ours and step:
+            with self._order_lock:
+                if self._order.batch(step - 1) is None:
+                    raise ConfigError(
+                        f"state: {step} steps were given with epochs={epochs}, this loader has {self._order.total()} with epochs={ours}; "
+                        "give more epochs"
+                    )
+        self.seek(step)
 
     def seek(self, step: int) -> None:
         """Makes `step` the next one.
@@ -278,6 +294,8 @@ class LatentLoader:
     def close(self) -> None:
         """Ends the threads. The datasets stay open: other loaders may use them."""
         self._ahead.close()
+        for join in self._joins:
+            join.close()
 
     def __enter__(self) -> LatentLoader:
         return self

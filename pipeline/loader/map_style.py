@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +24,6 @@ class LatentRows(Dataset[dict[str, Any]]):
         # A copy: takedowns that a loader applies to `dataset` would give other rows to these numbers.
         self._dataset = copy.copy(dataset)
         self._ends = np.cumsum(self._dataset.row_counts())
-        self._process = os.getpid()
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -36,8 +34,6 @@ class LatentRows(Dataset[dict[str, Any]]):
 
     def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """Several rows; those of one file are read together."""
-        if self._process != os.getpid():  # locks and caches of threads that a forked process does not have
-            self._dataset, self._process = copy.copy(self._dataset), os.getpid()
         rows = np.array([range(len(self))[i] for i in numbers], np.int64)
         files = np.searchsorted(self._ends, rows, side="right")
         found: list[dict[str, Any]] = [{}] * len(rows)

@@ -71,7 +71,8 @@ class Mixture:
 
     def total(self) -> int | None:
         """Steps in all; None without end."""
-        if any(length is None for length in self._lengths):
+        last = self._weights[-1].values
+        if any(length is None and weight > 0 for length, weight in zip(self._lengths, last, strict=True)):
             return None
         while self._end is None:
             self._advance()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import resource
-import threading
 import weakref
 from collections import OrderedDict
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from pipeline.errors import AccessError, StorageUnavailable
+from pipeline.process.fork_locks import fork_lock
 from pipeline.storage.local_errors import TOO_MANY_OPEN
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class OpenFiles:
 
     def __init__(self) -> None:
         self._held: OrderedDict[int, RangeReader] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = fork_lock()
         self._living.add(self)
 
     def held_of(self, numbers: Iterable[int]) -> dict[int, RangeReader]:

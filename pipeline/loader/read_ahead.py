@@ -108,7 +108,10 @@ class ReadAhead:
 
 def _stop_all() -> None:
     for one in list(ReadAhead._living):
-        one.stop()
+        if (
+            one._process == os.getpid()
+        ):  # a forked process has the locks of its parent's loaders, not the threads that hold them
+            one.stop()
 
 
 # The interpreter waits for the threads of executors before it calls what `atexit` has: without this for everything that was to be read.

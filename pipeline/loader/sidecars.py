@@ -7,6 +7,7 @@ dataset's identity like those that a filter leaves out, so the order stays a fun
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -105,12 +106,14 @@ class SidecarJoin:
         """Raises as `join_sidecars`."""
         self._missing, self._captions, self._stats = missing, captions, stats
         self._store = dataset.store
-        self.readers = {reader.name: reader for reader in (SidecarReader(dataset.store, name) for name in names)}
+        readers = [self._store.patiently(partial(SidecarReader, self._store, name)) for name in names]
+        self.readers = {reader.name: reader for reader in readers}
         self.described = [f"{reader.identity}:{missing}" for reader in self.readers.values()]
         self._open = {name: OpenFiles() for name in self.readers}
         self._remote = is_remote(dataset.store.root)
         for reader in self.readers.values():
-            if captions.dropout and self._by_caption(reader) and reader.tensors("") is None:
+            needs_empty = captions.dropout and self._by_caption(reader)
+            if needs_empty and self._store.patiently(partial(reader.tensors, "")) is None:
                 raise ConfigError(
                     f"caption_dropout: sidecar set {reader.name} has no tensors of the empty caption; import them as well"
                 )

@@ -47,7 +47,8 @@ def make_state(step: int, order: dict[str, Any]) -> dict[str, Any]:
 def step_of(state: dict[str, Any], order: dict[str, Any], roots: Sequence[str]) -> int:
     """The step at which the state goes on. `roots`: where the outputs of the datasets are.
 
-    Weights may differ from that step on.
+    Weights may differ from that step on, and epochs of one dataset altogether: they only say where the order ends. The epochs of a dataset
+    that is mixed decide when it leaves the mixture.
 
     Raises:
         ConfigError: not a state, or one of another order; names the first difference.
@@ -59,7 +60,10 @@ def step_of(state: dict[str, Any], order: dict[str, Any], roots: Sequence[str]) 
         )
     step, theirs = integer("state: step", state["step"], 0), state["order"]
     # Sidecars first: with missing_sidecars="drop" they decide which rows a dataset has.
+    mixed = len(order["datasets"]) > 1 or order["image_ratio"] is not None
     for name, ours in sorted(order.items(), key=lambda item: item[0] != "sidecars"):
+        if name == "epochs" and not mixed:
+            continue
         was = theirs.get(name, ADDED.get(name))
         if name == "weights":
             was, ours = _before(was, step), _before(ours, step)

@@ -44,6 +44,7 @@ class LoaderStats:
                 self.damage.append(message)
 
     def to_dict(self) -> dict[str, Any]:
-        """Counters by name."""
+        """Counters by name, as they are now."""
         with self._lock:
-            return {name: getattr(self, name) for name in self.__slots__ if not name.startswith("_")}
+            found = {name: getattr(self, name) for name in self.__slots__ if not name.startswith("_")}
+            return {**found, "damage": [*self.damage]}

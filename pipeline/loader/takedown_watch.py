@@ -6,11 +6,12 @@ rank looks for all of them, and all apply what it found at the same steps. Ranks
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import LatheError, StorageUnavailable
+from pipeline.errors import ConfigError, LatheError, StorageUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +34,8 @@ class TakedownWatch:
         self._datasets, self._pool, self._every_s = datasets, pool, every_s
         self._looked = time.monotonic()
         self._look: Future[list[Takedowns]] | None = None
-        self._seen = [dataset.takedowns for dataset in datasets]
+        self._began_with: list[Takedowns] = []  # what was applied when `_look` began
+        self._seen = self._applied()
         self._peers = None if peers is None else _Peers(peers)
 
     def changed(self, step: int) -> bool:
@@ -50,8 +52,8 @@ class TakedownWatch:
                 self._peers.found(self._finished)
                 self._start()
             self._apply(self._peers.agreed(step, self._seen))
-        before, self._seen = self._seen, [dataset.takedowns for dataset in self._datasets]
-        return any(one is not other for one, other in zip(before, self._seen, strict=True))
+        before, self._seen = self._seen, self._applied()
+        return _differ(before, self._seen)
 
     def look(self) -> None:
         """Looks now and waits for it. With `peers`, all of them must call it; it takes effect at the next step on all.
@@ -66,12 +68,16 @@ class TakedownWatch:
             self._peers.found(self._read)
         if self._peers is not None:
             self._peers.due = True
+        self._look = None  # it began earlier, and may lack what was found now
 
     def _finished(self) -> list[Takedowns] | None:
-        """What a look has found that is done."""
+        """What a look has found that is done. None if others were applied since it began, by another loader: it may lack these."""
         if self._look is None or not self._look.done():
             return None
         done, self._look = self._look, None
+        if _differ(self._began_with, self._applied()):
+            self._looked = -math.inf  # look again at once
+            return None
         with suppress(StorageUnavailable):  # the next look finds them; reads of latents say so if the store stays away
             return done.result()
         return None
@@ -79,8 +85,11 @@ class TakedownWatch:
     def _start(self) -> None:
         """Starts the next look when it is time: after `_apply`, so that it reads only records that are not known."""
         if self._look is None and time.monotonic() - self._looked >= self._every_s:
-            self._looked = time.monotonic()
+            self._looked, self._began_with = time.monotonic(), self._applied()
             self._look = self._pool.submit(self._read)
+
+    def _applied(self) -> list[Takedowns]:
+        return [dataset.takedowns for dataset in self._datasets]
 
     def _read(self) -> list[Takedowns]:
         return [dataset.read_takedowns() for dataset in self._datasets]
@@ -90,12 +99,18 @@ class TakedownWatch:
             dataset.apply_takedowns(takedowns)
 
 
+def _differ(one: list[Takedowns], other: list[Takedowns]) -> bool:
+    return any(mine is not theirs for mine, theirs in zip(one, other, strict=True))
+
+
 class _Peers:
     """Ranks of a group, of which the first one decides. `due`: agree at the next step whatever its number."""
 
     def __init__(self, group: ProcessGroup) -> None:
         import torch.distributed as dist
 
+        if not isinstance(group, dist.ProcessGroup):
+            raise ConfigError(f"peers: expected a group of torch.distributed that has this rank, got {group!r}")
         self._dist, self._group = dist, group
         self._source = dist.get_process_group_ranks(group)[0]
         self.first = dist.get_rank() == self._source

@@ -18,6 +18,7 @@ import boto3
 import botocore.exceptions as refusals
 from botocore.config import Config
 
+from pipeline.process.fork_locks import fork_lock
 from pipeline.storage.patience import Patience, is_reached, mark_reached
 from pipeline.storage.refusals import answer_text, is_busy, kind
 
@@ -130,7 +131,7 @@ def _is_cut_off(answer: Any, operation: Any) -> bool:
 
 
 _connections: dict[tuple[Any, ...], Connection] = {}
-_connecting = threading.Lock()
+_connecting = fork_lock()
 
 
 def patience_of(config: StorageConfig, cancelled: threading.Event | None = None) -> Patience:

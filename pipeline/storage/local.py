@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 import time
 import uuid
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import StorageConfig
 from pipeline.errors import NotFound, SourceChanged, StorageUnavailable
+from pipeline.process.fork_locks import fork_lock
 from pipeline.storage import Leftover, ObjectInfo, Result, Store, Unlisted, check_key, check_place
 from pipeline.storage.local_errors import translated
 from pipeline.storage.local_listing import SCRATCH, Listing, described, etag_of, info_of
@@ -32,7 +32,7 @@ UPLOAD_BYTES = 8 * 1024 * 1024
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 CREATE_TRIES = 100  # for a name that is taken when it is linked and free when it is read
 
-_counting = threading.Lock()  # of `retried`: stores are pickled, locks are not
+_counting = fork_lock()  # of `retried`: stores are pickled, locks are not
 
 
 class LocalStore(Store):

@@ -9,13 +9,15 @@ import time
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING
 
+from pipeline.process.fork_locks import fork_lock
+
 if TYPE_CHECKING:
     from pipeline.config import StorageConfig
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 15.0
 _reached: set[str | None] = set()
-_guard = threading.Lock()  # of `_retries`
+_guard = fork_lock()  # of `_retries`
 _retries = 0  # of this process
 # Set when the interpreter begins to exit, which joins the worker threads of s3transfer. Without it, an upload to a store that does not
 # answer would keep a finished process alive until its retries end.
@@ -43,11 +45,16 @@ def is_reached(config: StorageConfig) -> bool:
     return config.endpoint_url in _reached
 
 
-def end_pauses_at(stopped: threading.Event) -> None:
+def end_pauses_at(stopped: threading.Event | None) -> None:
     """Ends all pauses of the calling thread, with CancelledError, when `stopped` is set. Per thread, because several loaders may read from
     one store.
     """
     _of_thread.stopped = stopped
+
+
+def end_of_pauses() -> threading.Event | None:
+    """What the calling thread gave to `end_pauses_at`, for other threads that read for it."""
+    return getattr(_of_thread, "stopped", None)
 
 
 class OutOfPatience(Exception):
@@ -108,7 +115,7 @@ class Patience:
 
     def _wait(self, seconds: float) -> None:
         """Ends early if cancelled or if the process exits; of these two events one is polled."""
-        ends = self._cancelled or getattr(_of_thread, "stopped", None)
+        ends = self._cancelled or end_of_pauses()
         if ends is None:
             _exiting.wait(seconds)
             return

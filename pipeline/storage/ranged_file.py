@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
+from pipeline.storage.patience import end_of_pauses, end_pauses_at
+
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
@@ -12,13 +14,16 @@ if TYPE_CHECKING:
 
 
 class RangedFile(io.RawIOBase):
-    """Read-only file; one request per read. `bytes_read` counts the bytes fetched."""
+    """Read-only file; one request per read. `bytes_read` counts the bytes fetched. Pauses of reads end with those of the thread that made
+    it: pyarrow reads several columns in threads of its own.
+    """
 
     def __init__(self, store: Store, key: str, size: int) -> None:
         super().__init__()
         self._store, self._key, self._size = store, key, size
         self._at = 0
         self.bytes_read = 0
+        self._stopped = end_of_pauses()
 
     def readable(self) -> bool:
         """Always."""
@@ -44,7 +49,12 @@ class RangedFile(io.RawIOBase):
         length = min(len(view), self._size - self._at)
         if length <= 0:
             return 0
-        data = self._store.read_range(self._key, self._at, length)
+        of_thread = end_of_pauses()
+        end_pauses_at(self._stopped)
+        try:
+            data = self._store.read_range(self._key, self._at, length)
+        finally:
+            end_pauses_at(of_thread)
         view[: len(data)] = data
         self._at += len(data)
         self.bytes_read += len(data)

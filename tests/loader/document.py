@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "loader.md"
-READERS = ("datasets", "ray.data", "webdataset")
+READERS = ("datasets", "ray.data", "webdataset", "accelerate", "lightning")
 
 
 def blocks(*readers: str) -> list[str]:

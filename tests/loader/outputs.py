@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import StorageConfig, WriteConfig
 from pipeline.ledger.receipts import Ledger
 from pipeline.operate.publish import PublishOptions, publish
-from pipeline.records import Bucket, LatentClip
+from pipeline.records import Bucket, LatentClip, Receipt, Shard, SourceObject
 from pipeline.storage import Store, open_store
-from tests.pipeline.latent_clips import latent_clip, write_shard
+from tests.pipeline.latent_clips import FINGERPRINT, latent_clip, write_shard
 
 IMAGE, SHORT, WIDE, WHOLE = Bucket(1, 32, 24), Bucket(9, 32, 24), Bucket(9, 32, 40), Bucket(0, 32, 24)
 FRAMES = {IMAGE: 1, SHORT: 9, WIDE: 9}
@@ -53,6 +53,18 @@ def write_output(
     if publishing:
         publish(store, PublishOptions(delta=False))
     return Output(store, {clip.id: clip for clips in shards for clip in clips})
+
+
+def commit_files(
+    store: Store, spool: Path, numbers: list[int], config: WriteConfig | None = None, *, shard: int
+) -> Receipt:
+    """Commits a shard of plain files with these numbers, a short clip of each. Two shards with one number are two runs that encoded it."""
+    uris = [f"s3://corpus/video{n:05d}.mp4" for n in numbers]
+    clips = [clip_of(n, SHORT, uri=uri, key=uri.rpartition("/")[2]) for n, uri in zip(numbers, uris, strict=True)]
+    made = write_shard(store, spool, config or WriteConfig(), clips, shard=shard, attempt=f"a{shard}")
+    objects = tuple(SourceObject(uri, 1000, f"e{n}") for n, uri in zip(numbers, uris, strict=True))
+    described = Shard("files", f"files-{shard}", objects)
+    return Ledger(store).commit(replace(made, shard=described, shard_id=described.id(FINGERPRINT)))
 
 
 def mixed_shards(count: int = 3, **options: Any) -> list[list[LatentClip]]:

@@ -13,9 +13,13 @@ import torch
 import pipeline
 from pipeline.config import WriteConfig
 from pipeline.errors import ConfigError, InputError, OutputError
+from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import record_takedown
+from pipeline.ledger.totals import tally
+from pipeline.loader import dataset as dataset_module
 from pipeline.loader.dataset import LatentDataset
-from tests.loader.outputs import SHORT, WHOLE, clip_of, mixed_shards, write_output
+from pipeline.operate.compact import compact
+from tests.loader.outputs import SHORT, WHOLE, clip_of, commit_files, mixed_shards, write_output
 from tests.pipeline.latent_clips import local_store, values_of
 
 BUCKETS = {"1x32x24": 12, "9x32x24": 18, "9x32x40": 15}
@@ -77,6 +81,14 @@ def test_whole_videos_are_sorted_by_their_length(tmp_path):
 # ---- which rows count --------------------------------------------------------------------------------------------------
 
 
+def test_frames_of_whole_videos_are_read_by_as_many_threads_as_asked(tmp_path, monkeypatch):
+    output, counts = write_output(tmp_path / "out", tmp_path, [[clip_of(n, WHOLE, num_frames=9)] for n in range(3)]), []
+    made = dataset_module.threads
+    monkeypatch.setattr(dataset_module, "threads", lambda count, name: counts.append(count) or made(count, name))
+    assert len(LatentDataset.open(output.uri, threads=3)) == 3
+    assert counts == [3]
+
+
 def test_rows_taken_down_are_left_out_of_old_snapshots_too(tmp_path):
     output = write_output(tmp_path / "out", tmp_path, mixed_shards())
     before = LatentDataset.open(output.uri)
@@ -115,6 +127,68 @@ def test_rows_of_a_source_that_was_encoded_twice_count_once(tmp_path):
             found = {dataset.indexes.get(file).text("id", row) for file, row in zip(numbers, positions, strict=True)}
             assert found <= {row.id for row in dataset}
             assert len(found) == len(bucket)
+
+
+@pytest.fixture
+def after_summaries(monkeypatch):
+    """Calls a function once, when the summaries of receipts have been read: what a writer does meanwhile."""
+    original, waiting = Summaries.all, []
+
+    def all_and_then(self, *arguments):
+        found = original(self, *arguments)
+        if waiting:
+            waiting.pop()()
+        return found
+
+    monkeypatch.setattr(Summaries, "all", all_and_then)
+    return waiting.append
+
+
+def names_of(*numbers):
+    return [f"video{number:05d}-0000" for number in numbers]
+
+
+def test_a_receipt_that_comes_while_receipts_are_read_doubles_no_row(tmp_path, after_summaries):
+    output = write_output(tmp_path / "out", tmp_path, [], publishing=False)
+    commit_files(output.store, tmp_path, [0, 1, 2], shard=0)
+
+    def encoded_again():
+        commit_files(output.store, tmp_path, [2, 3], shard=1)
+
+    after_summaries(encoded_again)
+    assert sorted(row.id for row in LatentDataset.open(output.uri, receipts=True)) == names_of(0, 1, 2)
+    assert sorted(row.id for row in LatentDataset.open(output.uri, receipts=True)) == names_of(0, 1, 2, 3)
+    after_summaries(lambda: commit_files(output.store, tmp_path, [0, 4], shard=2))
+    assert [item.counts.clips for item in tally(output.store).values()] == [4]
+    assert [item.counts.clips for item in tally(output.store).values()] == [5]
+
+
+def test_a_compaction_that_comes_while_receipts_are_read_changes_no_row(tmp_path, after_summaries):
+    shards = [[clip_of(100 * shard + n, SHORT) for n in range(3)] for shard in range(4)]
+    output = write_output(tmp_path / "out", tmp_path, shards)
+    after_summaries(lambda: compact(output.store))
+    for files in (4, 1):
+        dataset = LatentDataset.open(output.uri, receipts=True)
+        assert len(dataset.files) == files
+        assert sorted(row.id for row in dataset) == sorted(output.clips)
+
+
+@pytest.mark.parametrize("receipts", [False, True])
+def test_takedowns_count_in_files_that_a_later_compaction_replaced(tmp_path, receipts):
+    output = write_output(
+        tmp_path / "out", tmp_path, [[clip_of(100 * s + n, SHORT) for n in range(3)] for s in range(2)]
+    )
+    compact(output.store)
+    dataset = LatentDataset.open(output.uri, receipts=receipts)
+    write_output(output.uri, tmp_path, [[clip_of(100 * s + n, SHORT) for n in range(3)] for s in (2, 3)], first=2)
+    compact(output.store)
+    assert not set(dataset.file_uris()) & set(LatentDataset.open(output.uri).file_uris())
+    record_takedown(output.store, "asked", ids=["video00001-0000"])
+    dataset.look_for_takedowns()
+    rows = dataset.as_map_dataset()
+    left = sorted(set(output.clips) - {"video00001-0000"})
+    assert sorted(row.id for row in dataset) == sorted(rows[i]["id"] for i in range(len(rows))) == left
+    assert [name for _, name in dataset.hidden_rows()] == ["video00001-0000"]
 
 
 # ---- filters -----------------------------------------------------------------------------------------------------------

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import threading
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import StorageConfig
 from pipeline.errors import StorageUnavailable
+from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.loader import LatentDataset, LatentLoader
 from pipeline.loader.read_ahead import ReadAhead
-from pipeline.loader.threads import threads
+from pipeline.loader.threads import Threads, threads
 from pipeline.storage import patience
 from pipeline.storage.batched_reads import BatchedReads
 from pipeline.storage.local import LocalStore
@@ -77,6 +81,31 @@ def test_a_mount_that_fails_once_while_takedowns_are_looked_for_ends_no_run(film
     monkeypatch.setattr(LocalStore, "list", stale)
     dataset.look_for_takedowns()
     assert left == [0]
+
+
+@pytest.mark.parametrize("options", [{}, {"where": "caption like '%1%'", "columns": "width"}, {"receipts": True}])
+def test_a_mount_that_fails_once_while_a_dataset_is_opened_is_asked_again(films, monkeypatch, options):
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.0)
+    calls, failing = [], []
+
+    def failing_once(original):
+        def call(self, *arguments, **given):
+            calls.append(original.__name__)
+            if len(calls) in failing:
+                with translated(self.root):
+                    raise OSError(errno.ESTALE, "Stale file handle")
+            return original(self, *arguments, **given)
+
+        return call
+
+    for method in ("read", "read_range", "list", "keys", "stat", "exists"):
+        monkeypatch.setattr(LocalStore, method, failing_once(getattr(LocalStore, method)))
+    uri = Path(films["parquet"].uri)
+    expected, count = sorted(row.id for row in LatentDataset.open(uri, **options).rows(tensors=False)), len(calls)
+    for number in range(1, count + 1):
+        failing[:], calls[:] = [number], []
+        assert sorted(row.id for row in LatentDataset.open(uri, **options).rows(tensors=False)) == expected
+        assert len(calls) > count
 
 
 def test_an_error_while_a_dataset_is_opened_does_not_wait_for_its_threads(monkeypatch):
@@ -151,3 +180,60 @@ def test_a_loader_that_is_closed_does_not_wait_for_a_store_that_is_away(
     loader.close()
     step.join()
     assert ended
+
+
+class RemoteStore(LocalStore):
+    """A folder whose requests pause by themselves, as those of an object store do, while it is `away`."""
+
+    def __init__(self, root):
+        super().__init__(root)
+        self.away, self.pausing = False, threading.Event()
+
+    def patiently(self, read):
+        return read()
+
+    def read_range(self, key, start, length, *, etag=None):
+        pause = patience.Patience(1e9)
+        while self.away:
+            self.pausing.set()
+            pause.again("did not answer")
+        return super().read_range(key, start, length, etag=etag)
+
+
+@pytest.mark.parametrize("columns", [("width",), ("width", "height")])
+def test_a_loader_that_is_closed_does_not_wait_for_columns(films, monkeypatch, columns):
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 1e9)
+    monkeypatch.setattr(patience, "LONGEST_PAUSE_S", 1e9)
+    dataset = LatentDataset.open(films["parquet"].uri, columns=columns)
+    dataset.store = store = RemoteStore(dataset.store.root)
+    dataset = copy.copy(dataset)  # whose readers take the store that it has now
+    loader, opened = LatentLoader(dataset, batch=3, epochs=1), pq.ParquetFile.read
+
+    def read(file, names, **options):
+        store.away = names == list(columns)  # not for indexes, and not before the footer was read
+        return opened(file, names, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read", read)
+    with ThreadPoolExecutor(1) as pool:
+        step = pool.submit(lambda: next(iter(loader)))
+        assert store.pausing.wait(300)
+        loader.close()
+        with pytest.raises(CancelledError):
+            step.result()
+
+
+def test_threads_that_read_ahead_for_a_thread_end_their_pauses_with_it(monkeypatch):
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 1e9)
+    monkeypatch.setattr(patience, "LONGEST_PAUSE_S", 1e9)
+    stopped, pausing = threading.Event(), threading.Event()
+
+    def read(_):
+        pausing.set()
+        patience.Patience(1e9).again("did not answer")
+
+    with Threads(1, "latents", stopped) as pool:
+        looking = pool.submit(lambda: list(mapped_ahead(read, range(9), 2, "takedowns")))
+        assert pausing.wait(300)
+        stopped.set()
+        with pytest.raises(CancelledError):
+            looking.result()

@@ -218,8 +218,52 @@ def test_counted_epochs_end_and_endless_ones_have_no_length(films):
     assert list(resumed) == []  # a run that was finished
     loader.seek(18)
     assert len(list(loader)) == 2
+    endless = LatentLoader(opened(films), batch=4)
     with pytest.raises(TypeError, match="no end"):
-        len(LatentLoader(opened(films), batch=4))
+        len(endless)
+    assert endless
+    assert endless.as_iterable_dataset()
+
+
+@pytest.mark.parametrize("more", [3, None])
+def test_a_finished_run_goes_on_with_more_epochs(films, more):
+    def loader(epochs):
+        return LatentLoader(opened(films), batch=4, epochs=epochs)
+
+    whole = ids_of(loader(more), 24)
+    finished = loader(2)
+    assert ids_of(finished, 24) == whole[:20]
+    longer = loader(more)
+    longer.load_state_dict(finished.state_dict())
+    assert ids_of(longer, 4) == whole[20:]
+    with pytest.raises(
+        ConfigError, match=r"state: 24 steps were given with epochs=\w+, this loader has 20 with epochs=2; give"
+    ):
+        loader(2).load_state_dict(longer.state_dict())
+    longer.seek(20)
+    shorter = loader(2)
+    shorter.load_state_dict(longer.state_dict())
+    assert list(shorter) == []
+
+
+@pytest.mark.parametrize("filled", ["by hand", "by torch.distributed.checkpoint"])
+def test_a_state_that_is_filled_in_place_leaves_the_loader_as_it_is(films, filled, tmp_path):
+    loader, other = (LatentLoader(opened(films), batch=4, seed=seed) for seed in (0, 1))
+    digest = other.order_digest
+    if filled == "by hand":
+        other.state_dict()["order"]["seed"] = 0
+        with pytest.raises(ConfigError, match="state: seed was 0, this loader has 1"):
+            other.load_state_dict(loader.state_dict())
+    else:
+        import torch.distributed.checkpoint as dcp
+
+        dcp.save({"loader": loader}, checkpoint_id=str(tmp_path / "checkpoint"), no_dist=True)
+        with pytest.raises(ConfigError, match="state: seed was 0, this loader has 1"):
+            dcp.load({"loader": other}, checkpoint_id=str(tmp_path / "checkpoint"), no_dist=True)
+    assert other.order_digest == digest
+    counters = other.stats()
+    counters["damage"].append("a row")
+    assert other.stats()["damage"] == []
 
 
 @pytest.mark.parametrize(
@@ -229,7 +273,7 @@ def test_counted_epochs_end_and_endless_ones_have_no_length(films):
         ({"batch": 2}, r"state: batch was 'Same\(size=4\)', this loader has 'Same\(size=2\)'"),
         ({"shuffle": "full"}, r"state: shuffle was 'window:64', this loader has 'full'"),
         ({"where": "num_frames > 1"}, r"state: where of datasets\[0\] was None, this loader has 'num_frames > 1', so"),
-        ({"epochs": 3}, r"state: epochs was None, this loader has 3"),
+        ({"epochs": 3, "image_ratio": 0.5}, r"state: epochs was None, this loader has 3"),
         ({"drop_last": False}, r"state: drop_last was True, this loader has False"),
         ({"image_ratio": 0.5}, r"state: image_ratio was None, this loader has 0.5"),
         (
@@ -240,7 +284,7 @@ def test_counted_epochs_end_and_endless_ones_have_no_length(films):
     ],
 )
 def test_a_state_of_another_order_is_refused(films, changes, message):
-    state = LatentLoader(opened(films), batch=4).state_dict()
+    state = LatentLoader(opened(films), batch=4, image_ratio=0.5 if "epochs" in changes else None).state_dict()
     changes = {"batch": 4, **changes}
     dataset = opened(films, changes.pop("kind", "parquet"), where=changes.pop("where", None))
     with pytest.raises(ConfigError, match=message):

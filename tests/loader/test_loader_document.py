@@ -18,13 +18,18 @@ from pipeline.storage.batched_reads import BatchedReads
 from pipeline.storage.local_errors import translated
 from pipeline.storage.range_reader import LocalRangeReader
 from tests.loader.document import DOCUMENT, blocks
-from tests.loader.outputs import SHORT, clip_of, mixed_shards, write_output
+from tests.loader.outputs import SHORT, clip_of, commit_files, mixed_shards, write_output
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.parametrize(("container", "reader"), [("parquet", "datasets"), ("tar", "webdataset")])
 def test_blocks_of_the_document_run(tmp_path, monkeypatch, container, reader):
-    output = write_output(tmp_path / "out", tmp_path, mixed_shards(2), WriteConfig(format=container))
+    config = WriteConfig(format=container)
+    output = write_output(tmp_path / "out", tmp_path, mixed_shards(2), config, publishing=False)
+    for shard, numbers in enumerate(([900, 901, 902], [902, 903])):  # video 902 is in two files and counts in one
+        commit_files(output.store, tmp_path, numbers, config, shard=shard)
+    publish(output.store, PublishOptions(delta=False))
+    ids = sorted({*output.clips, *(f"video{n:05d}-0000" for n in range(900, 904))} - {"video00105-0000"})
     record_takedown(output.store, "asked", ids=["video00105-0000"])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
@@ -34,8 +39,8 @@ def test_blocks_of_the_document_run(tmp_path, monkeypatch, container, reader):
     assert (scope["resumed"].step, scope["loader"].step) == (3, 4)  # the loader went on as an iterable dataset
     assert len(scope["latents_BCthw"]) == len(scope["captions"]) == 2
     assert scope["first"].shape[1] == 4
-    assert scope["hidden"] == {"video00105-0000"}
-    assert sorted(scope["ids"]) == sorted(set(output.clips) - scope["hidden"])
+    assert sorted(name for _, name in scope["hidden"]) == ["video00105-0000", "video00902-0000"]
+    assert sorted(scope["ids"]) == ids == sorted(row.id for row in scope["dataset"])
 
 
 def rows_of_what_can_go_wrong():

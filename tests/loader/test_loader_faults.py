@@ -216,12 +216,22 @@ def test_a_prefix_gives_the_first_frames_of_all_that_are_long_enough(tmp_path):
             r'captions: expected "caption", "captions", "captions.NAME" or "metadata.KEY"',
         ),
         ("parquet", {"caption_dropout": 1.5}, r"caption_dropout: expected a number from 0 to 1, got 1.5"),
+        ("parquet", {"peers": 3}, r"peers: expected a group of torch.distributed that has this rank, got 3"),
         ("parquet", {"weights": (1, 2)}, r"weights: expected 1, one for each dataset, got 2"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(films, kind, options, message):
     with pytest.raises(ConfigError, match=message):
         LatentLoader(LatentDataset.open(films[kind].uri), **{"batch": 2, **options})
+
+
+def test_what_is_not_a_dataset_is_refused(films):
+    dataset = LatentDataset.open(films["parquet"].uri)
+    for given in ("out", None, dataset.as_map_dataset(), [dataset, "out"]):
+        with pytest.raises(
+            ConfigError, match=r"datasets: expected a LatentDataset or a list of them, LatentDataset.open\("
+        ):
+            LatentLoader(given, batch=2)
 
 
 @pytest.mark.parametrize("frames", [0, "2", 1.5, True])

@@ -99,6 +99,29 @@ def test_an_epoch_reads_every_row_once_but_for_the_dropped_rest(sets, shuffle, s
             assert max(counts, default=0) <= epochs
 
 
+@given(datasets, rules, shuffles, st.integers(0, 1 << 60), st.booleans(), st.sampled_from([None, (2.0,)]))
+@settings(max_examples=60, deadline=None)
+def test_the_order_of_one_dataset_begins_with_that_of_fewer_epochs(sets, rule, shuffle, seed, drop_last, weights):
+    """`pipeline.loader.state` relies on it: a state of fewer epochs is one of more."""
+
+    def order(epochs):
+        return order_or_none(
+            sets[:1], rule, seed=seed, shuffle=shuffle, epochs=epochs, drop_last=drop_last, small_buckets="drop",
+            weights=weights and [Weights(0, weights)],
+        )  # fmt: skip
+
+    if (few := order(2)) is None:
+        return
+    count = few.total()
+    for more in (order(3), order(None)):
+        for step in range(count):
+            one, other = few.batch(step), more.batch(step)
+            assert (one.dataset, one.epoch) == (other.dataset, other.epoch)
+            assert members(one.content) == members(other.content)
+        assert more.batch(count).epoch == 2
+    assert few.batch(count) is None
+
+
 def test_rows_of_the_last_batch_are_filled_up_from_the_start_where_nothing_is_dropped():
     order = Order([dataset(short=[10, 3])], parse_rule(8), epochs=1, drop_last=False)
     found = [member for step in range(order.total()) for member in members(order.batch(step).content)]
@@ -223,6 +246,22 @@ def test_weights_changed_at_a_step_leave_the_steps_before_as_they_were():
     after = Order(sets, parse_rule(4), weights=[Weights(0, (1.0, 1.0)), Weights(30, (1.0, 0.0))])
     assert [members(before.batch(s).content) for s in range(30)] == [members(after.batch(s).content) for s in range(30)]
     assert {after.batch(step).dataset for step in range(30, 90)} == {0}
+
+
+def test_an_endless_dataset_that_loses_its_weight_leaves_a_length():
+    """Alone it ends there; beside others they give what they have left."""
+    for lengths, changes, total in (
+        ([None], {0: (1,), 7: (1,)}, None),
+        ([None, 10], {0: (1, 1), 4: (0, 1)}, 12),
+        ([None, 10], {0: (1, 0), 7: (0, 1)}, 17),
+        ([10, None], {0: (1, 0), 4: (1, 1)}, None),
+        ([None, 3], {0: (1, 1), 100: (0, 1)}, 100),
+    ):
+        mixture = Mixture(lengths, [Weights(step, values) for step, values in changes.items()])
+        assert mixture.total() == total
+        if total is not None:
+            assert mixture.locate(total - 1) is not None
+            assert mixture.locate(total) is None
 
 
 def test_image_steps_come_at_their_ratio():

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from concurrent.futures import CancelledError
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import islice
 
 import numpy as np
@@ -166,13 +166,48 @@ def test_a_forked_process_is_told_that_it_has_no_threads(output):
     assert in_child(used_in_child) == 0
 
 
-def test_rows_are_read_in_a_forked_process_whatever_threads_held(output):
-    rows = LatentDataset.open(output.uri).as_map_dataset()
+@pytest.mark.parametrize("reader", ["map dataset", "dataset", "loader"])
+def test_rows_are_read_in_a_forked_process_whatever_threads_held(output, reader):
+    dataset = LatentDataset.open(output.uri, columns="width")
+    rows, loader = dataset.as_map_dataset(), LatentLoader(dataset, batch=2)
     assert rows[0]["id"] == "video00000-0000"
-    held = rows._dataset
-    with held.indexes._lock, held.scalars._lock, held.fetcher._open._lock:
-        clip = output.clips["video00101-0000"]
-        assert in_child(lambda: int(not np.array_equal(rows[7]["latent"], values_of(clip.latent_CTHW, "float16")))) == 0
+    ids = next(iter(loader)).ids
+    clip = output.clips["video00101-0000"]
+
+    def read():
+        if reader == "loader":
+            return int(next(iter(LatentLoader(dataset, batch=2))).ids != ids)
+        latent = rows[7]["latent"] if reader == "map dataset" else dataset.row(clip.id).latent
+        return int(not np.array_equal(latent, values_of(clip.latent_CTHW, "float16")))
+
+    with ExitStack() as held:
+        for one in (dataset, rows._dataset):
+            for lock in (one.indexes._lock, one.scalars._lock, one.fetcher._open._lock):
+                held.enter_context(lock)
+        assert in_child(read) == 0
+
+
+@pytest.mark.parametrize("lock", ["reads", "batches", "ahead"])
+def test_a_process_that_is_forked_beside_a_loader_ends_whatever_threads_held(output, lock):
+    loader = LatentLoader(LatentDataset.open(output.uri), batch=2)
+    next(iter(loader))
+    ahead, holding, let_go = loader._ahead, threading.Event(), threading.Event()
+
+    def hold():
+        with {"reads": ahead.reads._shutdown_lock, "batches": ahead._plans._shutdown_lock, "ahead": ahead._lock}[lock]:
+            holding.set()
+            let_go.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert holding.wait(60)
+    process = multiprocessing.get_context("fork").Process(target=signal.alarm, args=(60,))
+    process.start()
+    let_go.set()
+    thread.join()
+    process.join()
+    assert process.exitcode == 0
+    loader.close()
 
 
 def test_what_was_to_be_read_is_not_waited_for_at_the_end(tmp_path, monkeypatch):

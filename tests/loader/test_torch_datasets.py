@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from pipeline.errors import ConfigError
 from pipeline.ledger.takedowns import record_takedown
 from pipeline.loader import LatentDataset, LatentLoader
+from tests.loader.document import blocks
 from tests.loader.outputs import mixed_shards, write_output
 from tests.pipeline.latent_clips import values_of
 
@@ -73,3 +75,62 @@ def test_a_stateful_data_loader_saves_and_restores_the_step(films):
     again = through()
     again.load_state_dict(first.state_dict())
     assert [batch.ids for batch in islice(again, 5)] == whole[3:]
+
+
+def run_block_of_the_document(framework, films, tmp_path, monkeypatch):
+    """Names that the block of docs/loader.md for this framework makes, beside the output `out`."""
+    Path(tmp_path, "out").symlink_to(films["parquet"].uri)
+    monkeypatch.chdir(tmp_path)
+    scope = {"LatentDataset": LatentDataset, "LatentLoader": LatentLoader, "DataLoader": DataLoader}
+    exec(next(block for block in blocks(framework) if f"import {framework}" in block), scope)
+    return scope
+
+
+def test_checkpoints_of_accelerate_have_the_step(films, tmp_path, monkeypatch):
+    scope = run_block_of_the_document("accelerate", films, tmp_path, monkeypatch)
+    loader, accelerator = scope["loader"], scope["accelerator"]
+    whole = [batch.ids for batch in islice(loader, 3)]
+    accelerator.save_state("checkpoint")
+    whole += [batch.ids for batch in islice(loader, 3)]
+    loader.seek(0)
+    accelerator.load_state("checkpoint")
+    assert [batch.ids for batch in islice(loader, 3)] == whole[3:]
+
+
+@pytest.mark.parametrize("saved_at", [4, 6])
+def test_checkpoints_of_lightning_have_the_step(films, tmp_path, monkeypatch, saved_at):
+    lightning = pytest.importorskip("lightning.pytorch")
+    scope = run_block_of_the_document("lightning", films, tmp_path, monkeypatch)
+    steps, trainer = [], scope["trainer"]
+
+    class Model(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.factor = torch.nn.Parameter(torch.ones(1))
+
+        def training_step(self, batch, _):
+            steps.append(batch.step)
+            return (self.factor * batch.latents.float()).mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.0)
+
+    class Saving(lightning.Callback):
+        """Within the second epoch, or at the end of the first."""
+
+        def on_train_batch_end(self, trainer, model, outputs, batch, number):
+            if batch.step == saved_at == 6:
+                trainer.save_checkpoint("saved.ckpt")
+
+        def on_train_epoch_end(self, trainer, model):
+            if trainer.current_epoch == 0 and saved_at == 4:
+                trainer.save_checkpoint("saved.ckpt")
+
+    trainer.callbacks.append(Saving())
+    trainer.fit(Model(), datamodule=scope["Latents"]())
+    assert steps == list(range(10))
+    steps.clear()
+    lightning.Trainer(max_epochs=2, limit_train_batches=5).fit(
+        Model(), datamodule=scope["Latents"](), ckpt_path="saved.ckpt"
+    )
+    assert steps == list(range(saved_at + 1, 10))

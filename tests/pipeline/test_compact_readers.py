@@ -87,7 +87,7 @@ def test_a_later_takedown_hides_rows_of_compacted_files_from_the_loader(store: S
     dataset = LatentDataset.open(store.root)
     record_takedown(store, "asked to", samples=[(tar("a"), "dir/video00001")])
     dataset.apply_takedowns(dataset.read_takedowns())
-    assert {"video00001-0000", "video00001-0001"} <= dataset.hidden_ids()
+    assert {"video00001-0000", "video00001-0001"} <= {name for _, name in dataset.hidden_rows()}
 
 
 def test_the_delta_view_has_rows_back_that_shared_a_file_with_hidden_ones(store: Store) -> None:

@@ -108,8 +108,10 @@ def test_ray_data_reads_a_version(output):
     ray.init(num_cpus=1, include_dashboard=False, logging_level="error", object_store_memory=80 << 20)
     try:
         assert as_rows(ray.data.read_delta(table, version=2).take_all()) == stored(store, 2)
+        gone = shown_ids(store, Snapshots(store).read(2))[0]
+        record_takedown(store, "asked", ids=[gone])
         snapshot = LatentDataset.open(f"{store.root}@2")  # docs/loader.md, here because Ray runs
-        scope = {"files": snapshot.file_uris(), "hidden": snapshot.hidden_ids()}
+        scope = {"files": snapshot.file_uris(), "hidden": snapshot.hidden_rows()}
         exec(next(block for block in blocks("ray.data") if "read_parquet" in block), scope)
         assert sorted(scope["ids"]) == shown_ids(store, Snapshots(store).read(2))
     finally:

@@ -17,6 +17,7 @@ from pipeline.sidecars.names import BY_CAPTION, data_prefix, key_of, unit_of
 from pipeline.sidecars.reading import SidecarReader
 from pipeline.sidecars.storing import store_unit
 from pipeline.sidecars.versions import Coverage, SetVersions
+from pipeline.storage import patience
 from pipeline.storage.local import LocalStore
 from tests.loader.outputs import SHORT, WIDE, Output, clip_of, write_output
 from tests.sidecars.sets import BYTES, TEXT, WIDTH, copied, receipts, values_of, write_set
@@ -168,6 +169,29 @@ def test_a_mount_that_fails_once_ends_no_run(output: Output, tmp_path: Path, mon
         for batch in loader:
             check(batch)
         assert (left, loader.stats()["retries"]) == ([0], 1)
+
+
+def test_a_mount_that_fails_at_each_first_read_of_a_set_is_asked_again(
+    output: Output, tmp_path: Path, monkeypatch: Any
+) -> None:
+    write_set(output.store, [texts_of(output)], folder=tmp_path / "set")
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.0)
+    dataset, original, seen = LatentDataset.open(output.uri), LocalStore.read, set()
+
+    def failing(self: LocalStore, key: str, *arguments: Any) -> Any:
+        if key not in seen:
+            seen.add(key)
+            raise StorageUnavailable("Input/output error")
+        return original(self, key, *arguments)
+
+    monkeypatch.setattr(LocalStore, "read", failing)
+    with LatentLoader(dataset, batch=1, epochs=1, sidecars="t5", caption_dropout=0.5) as loader:
+        assert seen
+        for batch in loader:
+            check(batch)
+        opened = loader._joins[0]._open["t5"]
+        assert len(opened) > 0
+    assert len(opened) == 0
 
 
 def test_the_version_is_in_the_state_and_older_states_have_none(output: Output, tmp_path: Path) -> None:
