@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
-import json
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import AccessError, CheckpointError, ConfigError, LatheError, TrainingError
 from pipeline.process import kill_points as drill
 from pipeline.storage import local_path
+from pipeline.training.data_record import DataRecord
 from pipeline.training.job import recipe_of
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def prepare(job: TrainJob, progress_log: ProgressLog) -> PreparedRun:
     """Finds everything that can be wrong before a network exists; creates the folder and indexes the corpus.
 
     Raises:
-        ConfigError: an impossible recipe, folder or size; says which.
+        ConfigError: an impossible recipe, folder or size, or a folder with a run in progress; says which.
         InputError: inputs that match nothing, compressed tars, a corpus without a usable clip.
         OutputError: a folder that cannot be written.
     """
@@ -58,20 +59,27 @@ def prepare(job: TrainJob, progress_log: ProgressLog) -> PreparedRun:
 
     recipe = recipe_of(job)
     files = RunFolder(os.path.abspath(local_path(job.output)))
-    try:
-        files.prepare(recipe)
-        done = files.last_step()
-    except ValueError as error:
-        raise ConfigError(f"output: {error}") from None
-    except OSError as error:
-        raise ConfigError(f"output: {job.output} cannot be a run's folder: {error.strerror}") from None
-    progress_log.begin(recipe.steps)
-    if done:
-        progress_log.notice(f"{job.output} holds {done} of {recipe.steps} steps; continuing from there")
-    else:
-        progress_log.notice(f"{recipe.steps} steps of {recipe.network} into {job.output}")
-    _remember_data(job, files.path, progress_log)
-    source, unusable = _source(job, recipe, files.path, progress_log)
+    with ExitStack() as stack:
+        try:
+            files.prepare(recipe)
+            stack.enter_context(files.locked())  # data.json and corpus/ belong to the run in progress, if there is one
+            done = files.last_step()
+        except ValueError as error:
+            raise ConfigError(f"output: {error}") from None
+        except OSError as error:
+            raise ConfigError(f"output: {job.output} cannot be a run's folder: {error.strerror}") from None
+        progress_log.begin(recipe.steps)
+        if done:
+            progress_log.notice(f"{job.output} holds {done} of {recipe.steps} steps; continuing from there")
+        else:
+            progress_log.notice(f"{recipe.steps} steps of {recipe.network} into {job.output}")
+        record = DataRecord(files.path / "data.json", job)
+        if record.changes:
+            progress_log.notice(
+                f"data has changed since this run started ({'; '.join(record.changes.values())}); the run continues with the new one"
+            )
+        source, unusable = _source(job, recipe, files.path, progress_log, anew=not done or record.clips_changed)
+        record.write()
     return PreparedRun(job, recipe, source, files.path, done, unusable)
 
 
@@ -135,28 +143,10 @@ def definite_device(device: str) -> str:
     return "cuda" if available and device != "cpu" else "cpu"
 
 
-def _remember_data(job: TrainJob, folder: Path, progress_log: ProgressLog) -> None:
-    """Stores the source of clips with the run, and gives notice if it changed: what continues is then another run."""
-    wanted = job.data.model_dump(mode="json", exclude={"cache_bytes"})
-    path = folder / "data.json"
-    if path.exists():
-        begun = json.loads(path.read_text(encoding="utf-8"))
-        changed = [
-            f"{key}: was {begun.get(key)!r}, is {value!r}" for key, value in wanted.items() if begun.get(key) != value
-        ]
-        if not changed:
-            return
-        progress_log.notice(
-            f"data has changed since this run started ({'; '.join(changed)}); the run continues with the new one"
-        )
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
-    partial.replace(path)
-
-
 def _source(
-    job: TrainJob, recipe: TrainingRecipe, folder: Path, progress_log: ProgressLog
+    job: TrainJob, recipe: TrainingRecipe, folder: Path, progress_log: ProgressLog, *, anew: bool
 ) -> tuple[ClipSource, Unusable | None]:
+    """Source of clips. `anew`: other clips are drawn than before, so videos without a clip are listed again."""
     data = job.data
     if data.synthetic is not None:
         from pipeline.synthetic_videos.source import SyntheticSource
@@ -176,6 +166,8 @@ def _source(
     index = corpus_index(
         shards, corpus_folder / "index.parquet", job.storage, job.decode, unusable, progress_log.notice
     )
+    if anew:
+        unusable.clear_clips()
     source = CorpusSource(index, data, job.decode, job.storage, unusable)
     groups = {
         (stage.source_frames(group), group.height, group.width) for stage in recipe.stages for group in stage.groups
