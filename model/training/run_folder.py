@@ -13,6 +13,7 @@ Files are written atomically. One process of a run writes, all read.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT = re.compile(r"step-(\d{9})\.pt")
 PARTIAL = ".partial"
+FULL_BYTES = 1024 * 1024  # a disk with less free is full: what could not be written has taken the rest
 PATIENCE_S = 10.0  # a killed process may take a moment to end
 
 
@@ -204,9 +206,11 @@ def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise
         free = disk_usage(path.parent).free
-        raise OSError(
+        failed = OSError(
             f"{path} could not be written ({error}); the disk has {free} bytes free. Free some space and run again"
-        ) from error
+        )
+        failed.errno = errno.ENOSPC if free < FULL_BYTES else errno.EIO  # callers retry failures that may pass
+        raise failed from error
     descriptor = os.open(partial, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -6,11 +6,20 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.errors import AccessError, CheckpointError, ConfigError, LatheError, TrainingError
+from pipeline.errors import (
+    AccessError,
+    CheckpointError,
+    ConfigError,
+    LatheError,
+    StorageUnavailable,
+    TrainingError,
+    WorkerLost,
+)
 from pipeline.process import kill_points as drill
 from pipeline.storage import local_path
 from pipeline.training.data_record import DataRecord
@@ -29,6 +38,7 @@ if TYPE_CHECKING:
 
     OnStep = Callable[[int, Mapping[str, float]], None]
 
+ERRNO = re.compile(r"\[Errno (\d+)\]")
 WRAPPED = "Caught "  # start of an error text of torch's loaders, followed by the traceback
 
 
@@ -89,7 +99,9 @@ def learn(prepared: PreparedRun, device: str, on_step: OnStep) -> Path:
     Raises:
         ConfigError: a recipe that does not fit this machine or this number of processes.
         CheckpointError: initial weights that are missing or do not fit.
-        TrainingError: the run started and failed; the same command continues from the last checkpoint.
+        TrainingError: the run started and failed, and would fail again as it is; its last checkpoint is usable.
+        WorkerLost, StorageUnavailable: a loading process was killed, or a disk failed; the same command continues from the last
+            checkpoint.
     """
     from model.training.trainer import train
 
@@ -118,15 +130,13 @@ def learn(prepared: PreparedRun, device: str, on_step: OnStep) -> Path:
         raise ConfigError(_last_words(error)) from error
     except OSError as error:
         # `model.checkpoint` raises FileNotFoundError without errno for the weights a run starts from
-        if isinstance(error, FileNotFoundError) and error.errno is None:
+        if isinstance(error, FileNotFoundError) and error.errno is None and not str(error).startswith(WRAPPED):
             raise CheckpointError(f"start: {error}") from error
-        raise TrainingError(
-            f"{prepared.folder}: {error}; the same command continues from the last checkpoint"
-        ) from error
+        raise _failed_io(error, prepared.folder) from error
     except RuntimeError as error:
         if (known := _known_failure(error)) is None:
             raise
-        raise TrainingError(known) from error
+        raise known from error
 
 
 def definite_device(device: str) -> str:
@@ -206,14 +216,28 @@ def _last_words(error: Exception) -> str:
     return text.strip().rpartition(f"{type(error).__name__}: ")[2]
 
 
-def _known_failure(error: RuntimeError) -> str | None:
-    """Message for failures of torch that users can act on; None for all others, which are bugs."""
+def _failed_io(error: OSError, folder: Path) -> LatheError:
+    """Error for one of the operating system, in this process or a loading process."""
+    from pipeline.storage.local_errors import PASSING
+
+    text = f"{folder}: {_last_words(error)}; the same command continues from the last checkpoint"
+    if isinstance(error, ChildProcessError):  # of `decoder_process`
+        return WorkerLost(text)
+    found = ERRNO.search(text)  # torch's loaders keep the class and the text of an error, not its number
+    number = int(found[1]) if found else error.errno
+    return StorageUnavailable(text) if number in PASSING else TrainingError(text)
+
+
+def _known_failure(error: RuntimeError) -> LatheError | None:
+    """Error for failures of torch that users can act on; None for all others, which are bugs."""
     from model.out_of_memory import is_out_of_memory
 
     if is_out_of_memory(error):
-        return "training ran out of memory; use smaller batches in the recipe (and more of them per step), or recompute: true"
+        return TrainingError(
+            "training ran out of memory; use smaller batches in the recipe (and more of them per step), or recompute: true"
+        )
     if str(error).startswith("DataLoader worker"):
-        return (
+        return WorkerLost(
             f"{_last_words(error)}; a loading process died, most likely from lack of memory. The same command continues from the last "
             "checkpoint; data.cache_bytes and loaders limit the memory of loading"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 
@@ -14,7 +15,15 @@ from typer.testing import CliRunner
 
 from model.training import run_folder
 from pipeline.cli import app as cli
-from pipeline.errors import ConfigError, InputError, LatheError, TrainingError
+from pipeline.errors import (
+    ConfigError,
+    FatalError,
+    InputError,
+    LatheError,
+    StorageUnavailable,
+    TrainingError,
+    WorkerLost,
+)
 from pipeline.synthetic_videos.source import SyntheticSource
 from pipeline.training import run
 from pipeline.training.job import build_train_job
@@ -250,8 +259,40 @@ class Deadly(SyntheticSource):
 
 def test_a_dying_loading_process_ends_the_run_with_a_reason(tmp_path):
     error = learned(tmp_path, Deadly(0), loaders=1)
-    assert type(error) is TrainingError
+    assert type(error) is WorkerLost
     assert "a loading process died" in str(error)
+
+
+STALE = OSError(errno.ESTALE, "Stale file handle", "/mnt/a.mp4")
+
+
+@pytest.mark.parametrize(
+    ("failure", "loaders", "kind", "text"),
+    [
+        (STALE, 0, StorageUnavailable, "Stale file handle: '/mnt/a.mp4'"),
+        (STALE, 1, StorageUnavailable, "Stale file handle: '/mnt/a.mp4'"),
+        (ChildProcessError("the process that forks decoders was killed"), 1, WorkerLost, "decoders was killed"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/mnt/a.mp4"), 1, TrainingError, "No such file: '/mnt/a.mp4'"),
+        (OSError(errno.ENOSPC, "No space left", "/tmp/a"), 0, TrainingError, "No space left: '/tmp/a'"),
+    ],
+)
+def test_failures_of_disks_and_processes_that_may_pass_are_transient(failure, loaders, kind, text, tmp_path):
+    """Ray Train restarts a run after these, and ends it after a `FatalError`."""
+    error = learned(tmp_path, Spoiled(failure), loaders=loaders)
+    assert type(error) is kind
+    assert isinstance(error, FatalError) == (kind is TrainingError)
+    assert text in str(error)
+    assert "Traceback" not in str(error)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_transient_unless_the_disk_is_full(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", fail)
+    assert type(learned(tmp_path / "a")) is StorageUnavailable
+    monkeypatch.setattr(run_folder, "FULL_BYTES", 2**80)
+    assert type(learned(tmp_path / "b")) is TrainingError
 
 
 def test_a_non_finite_loss_ends_the_run_naming_step_and_clips(tmp_path):
@@ -285,6 +326,7 @@ def test_the_command_names_what_is_wrong_with_its_file(tmp_path):
 
 @pytest.mark.parametrize("text", [TEXTS[0], TEXTS[2], TEXTS[5], TEXTS[-1]])
 def test_out_of_memory_is_reported_without_the_librarys_numbers(text):
-    message = run._known_failure(RuntimeError(text))
-    assert message.startswith("training ran out of memory; use smaller batches")
+    error = run._known_failure(RuntimeError(text))
+    assert type(error) is TrainingError
+    assert str(error).startswith("training ran out of memory; use smaller batches")
     assert run._known_failure(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
