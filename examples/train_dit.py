@@ -152,11 +152,11 @@ class Trainer:
 
     def resume(self, loader: LatentLoader) -> None:
         """Takes the state of the checkpoint, if there is one."""
-        state = self.files.load(self._settings(), self.ranks.device)
+        state = self.files.load(self._settings())
         if state is not None:
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.average.values = state["average"]
+            self.average.values = {name: value.to(self.ranks.device) for name, value in state["average"].items()}
             loader.load_state_dict(state["loader"])
             self.step = state["step"]
         if self.ranks.rank == 0:

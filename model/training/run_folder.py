@@ -107,8 +107,8 @@ class RunFolder:
         saved = self._saved_checkpoints()
         return _step(saved[-1]) if saved else 0
 
-    def load(self, step: int, device: torch.device) -> dict[str, Any]:
-        """State after `step` steps. Reads only plain data and tensors, whatever the file contains.
+    def load(self, step: int) -> dict[str, Any]:
+        """State after `step` steps, on the CPU. Reads only plain data and tensors, whatever the file contains.
 
         Raises:
             ValueError: the file is damaged.
@@ -119,7 +119,8 @@ class RunFolder:
                 f"{path} is damaged ({path.stat().st_size} bytes, not a complete checkpoint); remove it, and the run continues from the "
                 "previous one, or starts again if there is none"
             )
-        state = torch.load(path, map_location=device, weights_only=True)
+        # On a GPU the state would be there twice, and Adam's step counts would stay: every step would wait for each of them.
+        state = torch.load(path, map_location="cpu", weights_only=True)
         return dict(state)
 
     def publish(self, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:

@@ -103,7 +103,7 @@ def train(
         learner = Learner(recipe, source, torch.device(device), lpips, first=not done and ranks.rank == 0)
         learner.distribute(ranks.world)
         if done:
-            learner.load_state_dict(files.load(done, learner.device))
+            learner.load_state_dict(files.load(done))
         metrics_log = MetricsLog(files, done) if ranks.rank == 0 else None
         run = _Run(recipe, source, files, learner, ranks, metrics_log, loaders, on_step)
         try:

@@ -32,7 +32,7 @@ def finished(options):
     log = files.read_log()
     for line in log:
         del line["seconds"]
-    state = files.load({}, torch.device("cpu"))
+    state = files.load({})
     assert [line["step"] for line in log] == list(range(1, state["step"] + 1))
     return log, state
 
@@ -112,7 +112,17 @@ def test_a_run_folder_with_other_settings_is_refused(options):
     files.path.mkdir()
     files.save({"settings": {"batch": 4, "seed": 0}})
     with pytest.raises(ConfigError, match=r"batch 4, now 8\); use the same"):
-        files.load({"batch": 8, "seed": 0}, torch.device("cpu"))
+        files.load({"batch": 8, "seed": 0})
+
+
+def test_a_checkpoint_is_read_to_the_cpu(tmp_path, monkeypatch):
+    """From a GPU, AdamW would keep its step counts there and wait for them in every step."""
+    files = RunFolder(tmp_path)
+    files.save({"settings": {}})
+    places = []
+    monkeypatch.setattr(torch, "load", lambda path, **how: places.append(how["map_location"]) or {"settings": {}})
+    files.load({})
+    assert places == ["cpu"]
 
 
 def test_half_a_line_of_the_log_is_dropped_with_the_steps_after_the_checkpoint(tmp_path):
