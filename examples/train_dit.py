@@ -4,7 +4,8 @@
     torchrun --nproc-per-node 2 -m examples.train_dit OUTPUT[@snapshot] RUN
 
 The same command continues after a kill, on any number of processes: batches, noise, times and dropped captions depend on (seed, step, id)
-and never on the rank. On one process the result equals that of a run that was not killed bit for bit; on several, to rounding.
+and never on the rank. On one process on a CPU the result equals that of a run that was not killed bit for bit; on
+several processes or a GPU, to rounding.
 """
 
 from __future__ import annotations

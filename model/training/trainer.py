@@ -4,7 +4,8 @@ Takes a `TrainingRecipe`, a `ClipSource`, a folder, and the process group of `to
 continues from the folder.
 
 A run has no random state: draws follow from (seed, stage, micro-batch), and rates from the step. So its state after a step is parameters,
-their averages and the optimizers' moments, and a killed and continued run equals one that was not killed.
+their averages and the optimizers' moments, and a killed and continued run equals one that was not killed: bit for bit on a CPU,
+to rounding on a GPU, whose kernels may add in another order each time.
 """
 
 from __future__ import annotations
