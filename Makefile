@@ -56,7 +56,7 @@ fuzz: $(INSTALLED) ## mutated files and tars through real builds until stopped, 
 chaos: $(INSTALLED) ## kills and storage faults through builds, publish, takedown, compact and gc until stopped, or for CHAOS_S=1800 seconds
 	$(BIN)/python -m tests.chaos
 
-# What a bare GPU machine lacks for `pytest -m gpu` and for decoders; its torch comes with it. What it has need not be in CARRIED.
+# What a bare GPU machine lacks for `pytest -m gpu` and for decoders; its torch comes with it. What it has need not be in CARRIED, and is not installed from there.
 GPU_PYTHON ?= 3.12
 CARRIED ?= av diffusers hypothesis pillow psutil pydantic pytest pytest-timeout pyyaml
 # Of what pip adds: the machine has NumPy and safetensors; nothing is fetched with hf_xet. All wheels must stay below 64 MiB.

@@ -4,8 +4,9 @@
 #     benchmarks/gpu_day.sh [FOLDER] [--rehearse]
 #
 # Writes FOLDER/report.json and FOLDER/log as it goes [default: build/gpu-day]. PYTHON: interpreter that has torch [default: python3].
-# WHEELS: folder of wheels (`make wheels`), installed into a temporary folder for this run [default: build/gpu-day-wheels if it is there;
-# in a rehearsal none]. Exit code: 0 if every measurement succeeded, else 1; 2 if there is no CUDA device; 143 if it was stopped.
+# WHEELS: folder of wheels (`make wheels`); those of packages that PYTHON lacks are installed into a temporary folder for this run
+# [default: build/gpu-day-wheels if it is there; in a rehearsal none].
+# Exit code: 0 if every measurement succeeded, else 1; 2 if there is no CUDA device; 143 if it was stopped.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -45,14 +46,16 @@ if [ -n "${WHEELS:-}" ] && ! ls "$wheels"/*.whl >/dev/null 2>&1; then
     echo "WHEELS=$wheels has no wheels; \`make wheels\` writes them into build/gpu-day-wheels"
     exit 1
 fi
+unset PYTHONDONTWRITEBYTECODE # else each of these processes compiles all sources again
+export PYTHONPATH="$PWD:$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 if [ -n "$wheels" ] && ls "$wheels"/*.whl >/dev/null 2>&1; then
-    if ! "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$wheels"/*.whl; then
+    install=("$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site")
+    if ! needed=$("$python" -m benchmarks.gpu_day.lacking "$wheels"/*.whl) ||
+        { [ -n "$needed" ] && ! xargs -d '\n' "${install[@]}" <<<"$needed"; }; then
         echo "== the wheels could not be installed: tests and decoders will fail, the rest needs none"
         failed=1
     fi
 fi
-unset PYTHONDONTWRITEBYTECODE # else each of these processes compiles all sources again
-export PYTHONPATH="$PWD:$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
 # Section and its seconds. What one leaves over the later ones may use. Together they stay below nine minutes, with the starts of Python.
 planned=0

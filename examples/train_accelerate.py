@@ -43,7 +43,8 @@ def train(output: str, run: str, steps: int, *, batch: int = BATCH, **sizes: Any
     accelerator.register_for_checkpointing(loader)
     done = max((int(path.name) for path in Path(run).glob("[0-9]*")), default=0)
     if done:
-        accelerator.load_state(f"{run}/{done}")
+        # The default on several GPUs is the device, where AdamW's step counts would stay: every step would wait for each of them.
+        accelerator.load_state(f"{run}/{done}", map_location="cpu")
     loader.check_ranks()
     for step, found in zip(range(done + 1, steps + 1), loader, strict=False):
         words_BS = caption_words(found.captions, config.vocabulary).to(accelerator.device)

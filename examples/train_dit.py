@@ -4,7 +4,8 @@
     torchrun --nproc-per-node 2 -m examples.train_dit OUTPUT[@snapshot] RUN
 
 The same command continues after a kill, on any number of processes: batches, noise, times and dropped captions depend on (seed, step, id)
-and never on the rank. On one process the result equals that of a run that was not killed bit for bit; on several, to rounding.
+and never on the rank. On one process on a CPU the result equals that of a run that was not killed bit for bit; on
+several processes or a GPU, to rounding.
 """
 
 from __future__ import annotations
@@ -32,9 +33,14 @@ from pipeline.errors import ConfigError, LatheError, TrainingError
 from pipeline.loader.batch import Batch
 
 
-def option(default: Any, text: str) -> Any:
-    """A field of `Options` with the help text of its command-line option."""
-    return field(default=default, metadata={"help": text})
+def flag_of(name: str) -> str:
+    """Command-line option of a field of `Options`."""
+    return "--" + name.replace("_", "-")
+
+
+def option(default: Any, text: str, least: int | None = None) -> Any:
+    """A field of `Options` with the help text of its command-line option and, if it is a number, the least that is accepted."""
+    return field(default=default, metadata={"help": text, "least": least})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,30 +49,38 @@ class Options:
 
     output: str
     run: str
-    steps: int = option(1000, "steps in all")
-    batch: int = option(16, "latents of a step, over all processes")
-    width: int = option(192, "values of a token")
-    depth: int = option(6, "transformer blocks")
-    heads: int = option(6, "attention heads; width is a multiple of 16 x heads")
-    patch: int = option(2, "latent rows and columns of a token")
-    learning_rate: float = option(1e-3, "of AdamW, after the warm-up")
-    warmup: int = option(20, "steps in which the rate rises")
-    weight_decay: float = option(0.01, "of AdamW")
-    clip: float = option(1.0, "largest norm of the gradient")
-    average: float = option(0.99, "decay of the averaged weights")
-    caption_dropout: float = option(0.1, "fraction of captions left out")
+    steps: int = option(1000, "steps in all", least=1)
+    batch: int = option(16, "latents of a step, over all processes", least=1)
+    width: int = option(192, "values of a token", least=1)
+    depth: int = option(6, "transformer blocks", least=0)
+    heads: int = option(6, "attention heads; width is a multiple of 16 x heads", least=1)
+    patch: int = option(2, "latent rows and columns of a token", least=1)
+    learning_rate: float = option(1e-3, "of AdamW, after the warm-up", least=0)
+    warmup: int = option(20, "steps in which the rate rises; 0: none", least=0)
+    weight_decay: float = option(0.01, "of AdamW", least=0)
+    clip: float = option(1.0, "largest norm of the gradient", least=0)
+    average: float = option(0.99, "decay of the averaged weights", least=0)
+    caption_dropout: float = option(0.1, "fraction of captions left out", least=0)
     text: str = option("", "sidecar set of text embeddings that `lathe embed` made; without it words are hashed")
     known: Literal["nothing", "first_frame", "i2v_cond"] = option(
         "nothing",
         "of the latents, for image to video: first_frame: the first latent frame; i2v_cond: the stored condition",
     )
     normalize: Literal["model", "none"] = option("model", "model: by the network's constants; none: latents as stored")
-    seed: int = option(0, "of weights, order, noise and times")
-    checkpoint_every: int = option(200, "steps between checkpoints")
-    samples: int = option(6, "videos sampled at the end; 0: none")
+    seed: int = option(0, "of weights, order, noise and times", least=0)
+    checkpoint_every: int = option(200, "steps between checkpoints", least=1)
+    samples: int = option(6, "videos sampled at the end; 0: none", least=0)
     log_ids: bool = option(False, "log the ids of every step")
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            least, value = item.metadata.get("least"), getattr(self, item.name)
+            if least is not None and not value >= least:  # also NaN
+                raise ConfigError(f"{flag_of(item.name)}: expected at least {least}, got {value}")
+        if self.width % (16 * self.heads):
+            raise ConfigError(
+                f"--width: expected a multiple of 16 x --heads, which is {16 * self.heads}, got {self.width}"
+            )
         if self.known not in ("nothing", "first_frame", "i2v_cond"):
             raise ConfigError(f"--known: expected nothing, first_frame or i2v_cond, got {self.known!r}")
 
@@ -78,10 +92,12 @@ def train(options: Options) -> None:
     """Runs the steps that `options.run` does not have yet. Call it in every process of the group.
 
     Raises:
-        LatheError: no snapshot, a batch that the processes cannot share, a run folder with other settings.
+        LatheError: no snapshot, a batch that the processes cannot share, latents that the patch does not divide, a run folder
+            with other settings.
     """
     with joined_ranks() as ranks:
         dataset = LatentDataset.open(options.output, columns=("i2v_cond",) if options.known == "i2v_cond" else ())
+        check_patch(dataset, options.patch)
         loader = LatentLoader(
             dataset,
             batch=options.batch,
@@ -102,6 +118,15 @@ def train(options: Options) -> None:
             if options.samples:
                 trainer.show(dataset)
         ranks.gather(None)  # all wait for the pictures
+
+
+def check_patch(dataset: LatentDataset, patch: int) -> None:
+    """Raises ConfigError if latents of a bucket cannot be divided into tokens."""
+    side = dataset.spec.space_stride * patch
+    if odd := [name for name in dataset.buckets if any(int(size) % side for size in name.split("x")[1:])]:
+        raise ConfigError(
+            f"--patch {patch}: expected frames of multiples of {side} pixels, got buckets {', '.join(odd)}"
+        )
 
 
 def loading(options: Options, device: torch.device) -> dict[str, Any]:
@@ -152,11 +177,11 @@ class Trainer:
 
     def resume(self, loader: LatentLoader) -> None:
         """Takes the state of the checkpoint, if there is one."""
-        state = self.files.load(self._settings(), self.ranks.device)
+        state = self.files.load(self._settings())
         if state is not None:
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.average.values = state["average"]
+            self.average.values = {name: value.to(self.ranks.device) for name, value in state["average"].items()}
             loader.load_state_dict(state["loader"])
             self.step = state["step"]
         if self.ranks.rank == 0:
@@ -188,7 +213,7 @@ class Trainer:
         """One step on this rank's share of a batch. Gradients are averaged over ranks, whose shares are equal. Returns values to log."""
         options = self.options
         for group in self.optimizer.param_groups:
-            group["lr"] = options.learning_rate * min(1.0, (self.step + 1) / options.warmup)
+            group["lr"] = options.learning_rate * min(1.0, (self.step + 1) / max(1, options.warmup))
         noise_BCTHW, time_B = draw(options.seed, self.step, ids, latents_BCTHW)
         with self._low_precision():
             loss = flow_loss(knowing(self.shared, known_BCTHW), latents_BCTHW, text, noise_BCTHW, time_B)
@@ -290,7 +315,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     )
     parser.add_argument("run", help="folder of this run; an earlier run in it continues")
     for item in fields(Options)[2:]:
-        flag, text = "--" + item.name.replace("_", "-"), item.metadata["help"]
+        flag, text = flag_of(item.name), item.metadata["help"]
         if isinstance(item.default, bool):
             parser.add_argument(flag, action="store_true", help=text)
         else:

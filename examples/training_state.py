@@ -90,15 +90,16 @@ class RunFolder:
         """Replaces the checkpoint: a reader sees the old one or the new one, also after a crash of the machine."""
         replace_file(self.checkpoint, lambda path: torch.save(dict(state), path))
 
-    def load(self, settings: Mapping[str, Any], device: torch.device) -> dict[str, Any] | None:
-        """The checkpoint; None if there is none yet.
+    def load(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The checkpoint, on the CPU; None if there is none yet.
 
         Raises:
             ConfigError: it was made with other `settings`.
         """
         if not self.checkpoint.exists():
             return None
-        state: dict[str, Any] = torch.load(self.checkpoint, map_location=device, weights_only=True)
+        # On a GPU the state would be there twice, and AdamW's step counts would stay: every step would wait for each of them.
+        state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         differing = [name for name in settings if state["settings"].get(name) != settings[name]]
         if differing:
             shown = ", ".join(f"{name} {state['settings'].get(name)}, now {settings[name]}" for name in differing)

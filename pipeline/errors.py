@@ -3,8 +3,8 @@
 ```
 LatheError                    message + where (uri, shard, key, stage)
 ├── TransientError            retry with back-off
-│   ├── StorageUnavailable        throttled, connection lost, 5xx
-│   ├── WorkerLost                a decoder or encoder process died or hung
+│   ├── StorageUnavailable        throttled, connection lost, 5xx, a mount that fails
+│   ├── WorkerLost                a decoder, encoder or loading process died or hung
 │   ├── CheckpointDiffers         a worker's machine has other weights than the build was planned with
 │   └── HandedBack                an attempt that was ended because its node goes away; it counts for nothing
 ├── BadDataError              reject this input, record the reason, go on       `reason` is a stable slug
@@ -88,11 +88,11 @@ class TransientError(LatheError):
 
 
 class StorageUnavailable(TransientError):
-    """The store throttled, dropped the connection or answered 5xx."""
+    """The store throttled, dropped the connection or answered 5xx; a disk or mount failed in a way that may pass."""
 
 
 class WorkerLost(TransientError):
-    """A decoder or encoder process died, hung past its limit or was preempted.
+    """A decoder, encoder or loading process died, hung past its limit or was preempted.
 
     `blame`: it ended through its own work (a crash, a limit, an exit with an error), so its input is suspect. False if the cause was
     outside: SIGKILL, SIGTERM, the kernel's or Ray's memory monitor, a node that was preempted or lost.
@@ -258,4 +258,4 @@ class Interrupted(BuildError):
 
 
 class TrainingError(BuildError):
-    """A training run started and failed: the loss is not finite, memory or disk ran out, or processes died too often."""
+    """A training run started and failed: the loss is not finite, memory of the device or the disk is full, or processes died too often."""

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import pytest
 import torch
@@ -217,15 +218,18 @@ def test_cases_without_time_are_named(tmp_path):
     assert all(case.name in entry["left_out"] for case in encode_table.cases(REHEARSAL))
 
 
-def script(folder, program):
-    """The script in a process group of its own; `program` of the shell, with the section's name in $6, replaces Python in sections."""
+def script(folder, program, **environment):
+    """The script in a process group of its own; `program` of the shell replaces Python; in sections, $6 is the section's name."""
     python = folder / "python"
-    python.write_text(f'#!/bin/sh\ncd "{folder}"\necho "begins $6"\n{program}\n')
+    python.write_text(
+        f'#!/bin/sh\ncd "{folder}"\nif [ "$2" = benchmarks.gpu_day ]; then echo "begins $6"; fi\n{program}\n'
+    )
     python.chmod(0o755)
     # A suite that runs in the background or by nohup ignores signals, which a shell that inherits this cannot trap.
     start = ["env", "--default-signal"]
     command = [*start, checks.ROOT / "benchmarks" / "gpu_day.sh", folder / "out", "--rehearse"]
-    environment = {name: value for name, value in os.environ.items() if name != "WHEELS"} | {"PYTHON": str(python)}
+    kept = {name: value for name, value in os.environ.items() if name != "WHEELS"}
+    environment = kept | {"PYTHON": str(python)} | environment
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -253,6 +257,44 @@ def test_script_that_is_stopped_ends_what_it_started_and_says_so(number, tmp_pat
     assert (tmp_path / "out" / "log").read_text() == f"begins facts\nready\n{output}"
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def write_package(folder, name, version):
+    """A package as installed, with its metadata: `NAME.version` is the version. Returns its files."""
+    information = folder / f"{name}-{version}.dist-info"
+    texts = {
+        folder / name / "__init__.py": f"version = {version!r}\n",
+        information / "METADATA": f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {version}\n",
+        information / "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        information / "RECORD": "",
+    }
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return list(texts)
+
+
+def test_carried_wheels_only_add_what_the_machine_lacks(tmp_path):
+    """A newer huggingface_hub in front of the machine's own broke its transformers, which diffusers imports."""
+    machine, wheels = tmp_path / "machine", tmp_path / "my wheels"
+    wheels.mkdir()
+    for name, version in (("carried_newer", "1.33.0"), ("carried_older", "5.0")):
+        write_package(machine, name, version)
+    for name, version in (("carried_newer", "2.4.0"), ("carried_older", "4.0"), ("carried_alone", "0.1")):
+        with zipfile.ZipFile(wheels / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+            for path in write_package(tmp_path / "unpacked", name, version):
+                wheel.write(path, path.relative_to(tmp_path / "unpacked"))
+    versions = "import carried_alone as a, carried_newer as n, carried_older as o; print('uses', a.version, n.version, o.version)"
+    program = f"""case "$2" in
+        benchmarks.gpu_day) exec {sys.executable} -c "{versions}" ;;
+        *) exec {sys.executable} "$@" ;;
+    esac"""
+    # As site-packages, a folder of the user's PYTHONPATH comes after what the script puts there.
+    with script(tmp_path, program, WHEELS=str(wheels), PYTHONPATH=str(machine)) as running:
+        output = running.communicate()[0]
+    assert running.returncode == 0, output
+    assert output.count("uses 0.1 1.33.0 5.0\n") == len(gpu_day.SECTIONS), output
+    assert "carried_newer 1.33.0 (carried: 2.4.0), carried_older 5.0 (carried: 4.0)\n" in output
 
 
 def test_script_runs_all_sections_within_nine_minutes():

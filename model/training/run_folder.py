@@ -13,6 +13,7 @@ Files are written atomically. One process of a run writes, all read.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT = re.compile(r"step-(\d{9})\.pt")
 PARTIAL = ".partial"
+FULL_BYTES = 1024 * 1024  # a disk with less free is full: what could not be written has taken the rest
 PATIENCE_S = 10.0  # a killed process may take a moment to end
 
 
@@ -105,8 +107,8 @@ class RunFolder:
         saved = self._saved_checkpoints()
         return _step(saved[-1]) if saved else 0
 
-    def load(self, step: int, device: torch.device) -> dict[str, Any]:
-        """State after `step` steps. Reads only plain data and tensors, whatever the file contains.
+    def load(self, step: int) -> dict[str, Any]:
+        """State after `step` steps, on the CPU. Reads only plain data and tensors, whatever the file contains.
 
         Raises:
             ValueError: the file is damaged.
@@ -117,7 +119,8 @@ class RunFolder:
                 f"{path} is damaged ({path.stat().st_size} bytes, not a complete checkpoint); remove it, and the run continues from the "
                 "previous one, or starts again if there is none"
             )
-        state = torch.load(path, map_location=device, weights_only=True)
+        # On a GPU the state would be there twice, and Adam's step counts would stay: every step would wait for each of them.
+        state = torch.load(path, map_location="cpu", weights_only=True)
         return dict(state)
 
     def publish(self, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
@@ -204,9 +207,11 @@ def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise
         free = disk_usage(path.parent).free
-        raise OSError(
+        failed = OSError(
             f"{path} could not be written ({error}); the disk has {free} bytes free. Free some space and run again"
-        ) from error
+        )
+        failed.errno = errno.ENOSPC if free < FULL_BYTES else errno.EIO  # callers retry failures that may pass
+        raise failed from error
     descriptor = os.open(partial, os.O_RDONLY)
     try:
         os.fsync(descriptor)

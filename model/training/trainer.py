@@ -4,7 +4,8 @@ Takes a `TrainingRecipe`, a `ClipSource`, a folder, and the process group of `to
 continues from the folder.
 
 A run has no random state: draws follow from (seed, stage, micro-batch), and rates from the step. So its state after a step is parameters,
-their averages and the optimizers' moments, and a killed and continued run equals one that was not killed.
+their averages and the optimizers' moments, and a killed and continued run equals one that was not killed: bit for bit on a CPU,
+to rounding on a GPU, whose kernels may add in another order each time.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def train(
         learner = Learner(recipe, source, torch.device(device), lpips, first=not done and ranks.rank == 0)
         learner.distribute(ranks.world)
         if done:
-            learner.load_state_dict(files.load(done, learner.device))
+            learner.load_state_dict(files.load(done))
         metrics_log = MetricsLog(files, done) if ranks.rank == 0 else None
         run = _Run(recipe, source, files, learner, ranks, metrics_log, loaders, on_step)
         try:

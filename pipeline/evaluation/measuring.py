@@ -10,6 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from model.arithmetic import own_arithmetic
 from model.metrics.examples import ExampleSelection, FrameSampler
 from model.metrics.fidelity import ClipMeter
 from model.metrics.frames import SSIM_CONVENTION
@@ -121,12 +122,15 @@ class ClipMeasurement:
             step = self._trip.push_planes(torch.from_numpy(planes), chunk.color_matrix, last=chunk.last)
             self._latents.add(step.latent_Cthw)
             self._elements += step.latent_Cthw.numel()
-            self._meter.add(step.original_CTHW, step.reconstruction_CTHW)
             self._sampler.add(step.original_CTHW, step.reconstruction_CTHW)
-            if self._features is not None:
-                self._features.add(step.original_CTHW, step.reconstruction_CTHW)
-                if chunk.last:
-                    self._features.finish()
+            with own_arithmetic(
+                self._instruments.vae.device
+            ):  # metrics in true float32, as networks: by default cuDNN takes tf32
+                self._meter.add(step.original_CTHW, step.reconstruction_CTHW)
+                if self._features is not None:
+                    self._features.add(step.original_CTHW, step.reconstruction_CTHW)
+                    if chunk.last:
+                        self._features.finish()
         except FloatingPointError as error:
             message = f"{self._instruments.spec.network}, clip {self._plan.index}: {error}; check the weights and model.compute_dtype"
             raise NonFiniteLatent(message, key=self._sample.key, uri=self._sample.uri) from None

@@ -115,7 +115,7 @@ def _places(
         objects = {source.uri: source for source in shard.objects}
         for item in read_samples(shard, storage, max_video_bytes=limits.max_video_bytes):
             if isinstance(item, Reject):
-                unusable.add(item.uri or shard.name, item.key or "", item.reason, item.message)
+                unusable.add(item.uri or shard.name, item.key or "", item.reason, item.message, found="index")
             else:
                 yield _place(item, objects[item.uri])
 

@@ -2,6 +2,7 @@
 
 Takes an encoded video and a size, returns uint8 RGB `3 T H W`, as `random_clip` does in this process. The first call forks a small process
 that does nothing but fork decoders: it never has threads or open connections, so a decoder that died can be replaced safely at any time.
+Not used where `may_fork` is false, in training processes of Ray: clips of sheets, of `start: linear` and, with `loaders: 0`, all clips.
 """
 
 from __future__ import annotations

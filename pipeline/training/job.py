@@ -110,7 +110,7 @@ class TrainJob(Section):
     worker_cpus: float = Field(1.0, gt=0)
     """CPUs that a training process requests from a cluster; its loaders share them."""
     restarts: int = Field(3, ge=0)
-    """Times that Ray Train restarts from the last checkpoint after a process died."""
+    """Times that Ray Train restarts from the last checkpoint after a process died or a disk failed."""
     loaders: int = Field(1, ge=0)
     """Processes that load clips, per training process; 0: the training process loads them."""
     lpips: Annotated[LPIPSConfig | None, BeforeValidator(_as_features)] = None

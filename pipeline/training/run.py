@@ -5,14 +5,24 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.errors import AccessError, CheckpointError, ConfigError, LatheError, TrainingError
+from pipeline.errors import (
+    AccessError,
+    CheckpointError,
+    ConfigError,
+    LatheError,
+    StorageUnavailable,
+    TrainingError,
+    WorkerLost,
+)
 from pipeline.process import kill_points as drill
 from pipeline.storage import local_path
+from pipeline.training.data_record import DataRecord
 from pipeline.training.job import recipe_of
 
 if TYPE_CHECKING:
@@ -28,6 +38,7 @@ if TYPE_CHECKING:
 
     OnStep = Callable[[int, Mapping[str, float]], None]
 
+ERRNO = re.compile(r"\[Errno (\d+)\]")
 WRAPPED = "Caught "  # start of an error text of torch's loaders, followed by the traceback
 
 
@@ -47,7 +58,7 @@ def prepare(job: TrainJob, progress_log: ProgressLog) -> PreparedRun:
     """Finds everything that can be wrong before a network exists; creates the folder and indexes the corpus.
 
     Raises:
-        ConfigError: an impossible recipe, folder or size; says which.
+        ConfigError: an impossible recipe, folder or size, or a folder with a run in progress; says which.
         InputError: inputs that match nothing, compressed tars, a corpus without a usable clip.
         OutputError: a folder that cannot be written.
     """
@@ -58,20 +69,27 @@ def prepare(job: TrainJob, progress_log: ProgressLog) -> PreparedRun:
 
     recipe = recipe_of(job)
     files = RunFolder(os.path.abspath(local_path(job.output)))
-    try:
-        files.prepare(recipe)
-        done = files.last_step()
-    except ValueError as error:
-        raise ConfigError(f"output: {error}") from None
-    except OSError as error:
-        raise ConfigError(f"output: {job.output} cannot be a run's folder: {error.strerror}") from None
-    progress_log.begin(recipe.steps)
-    if done:
-        progress_log.notice(f"{job.output} holds {done} of {recipe.steps} steps; continuing from there")
-    else:
-        progress_log.notice(f"{recipe.steps} steps of {recipe.network} into {job.output}")
-    _remember_data(job, files.path, progress_log)
-    source, unusable = _source(job, recipe, files.path, progress_log)
+    with ExitStack() as stack:
+        try:
+            files.prepare(recipe)
+            stack.enter_context(files.locked())  # data.json and corpus/ belong to the run in progress, if there is one
+            done = files.last_step()
+        except ValueError as error:
+            raise ConfigError(f"output: {error}") from None
+        except OSError as error:
+            raise ConfigError(f"output: {job.output} cannot be a run's folder: {error.strerror}") from None
+        progress_log.begin(recipe.steps)
+        if done:
+            progress_log.notice(f"{job.output} holds {done} of {recipe.steps} steps; continuing from there")
+        else:
+            progress_log.notice(f"{recipe.steps} steps of {recipe.network} into {job.output}")
+        record = DataRecord(files.path / "data.json", job)
+        if record.changes:
+            progress_log.notice(
+                f"data has changed since this run started ({'; '.join(record.changes.values())}); the run continues with the new one"
+            )
+        source, unusable = _source(job, recipe, files.path, progress_log, anew=not done or record.clips_changed)
+        record.write()
     return PreparedRun(job, recipe, source, files.path, done, unusable)
 
 
@@ -81,7 +99,9 @@ def learn(prepared: PreparedRun, device: str, on_step: OnStep) -> Path:
     Raises:
         ConfigError: a recipe that does not fit this machine or this number of processes.
         CheckpointError: initial weights that are missing or do not fit.
-        TrainingError: the run started and failed; the same command continues from the last checkpoint.
+        TrainingError: the run started and failed, and would fail again as it is; its last checkpoint is usable.
+        WorkerLost, StorageUnavailable: a loading process was killed, or a disk failed; the same command continues from the last
+            checkpoint.
     """
     from model.training.trainer import train
 
@@ -110,15 +130,13 @@ def learn(prepared: PreparedRun, device: str, on_step: OnStep) -> Path:
         raise ConfigError(_last_words(error)) from error
     except OSError as error:
         # `model.checkpoint` raises FileNotFoundError without errno for the weights a run starts from
-        if isinstance(error, FileNotFoundError) and error.errno is None:
+        if isinstance(error, FileNotFoundError) and error.errno is None and not str(error).startswith(WRAPPED):
             raise CheckpointError(f"start: {error}") from error
-        raise TrainingError(
-            f"{prepared.folder}: {error}; the same command continues from the last checkpoint"
-        ) from error
+        raise _failed_io(error, prepared.folder) from error
     except RuntimeError as error:
         if (known := _known_failure(error)) is None:
             raise
-        raise TrainingError(known) from error
+        raise known from error
 
 
 def definite_device(device: str) -> str:
@@ -135,28 +153,10 @@ def definite_device(device: str) -> str:
     return "cuda" if available and device != "cpu" else "cpu"
 
 
-def _remember_data(job: TrainJob, folder: Path, progress_log: ProgressLog) -> None:
-    """Stores the source of clips with the run, and gives notice if it changed: what continues is then another run."""
-    wanted = job.data.model_dump(mode="json", exclude={"cache_bytes"})
-    path = folder / "data.json"
-    if path.exists():
-        begun = json.loads(path.read_text(encoding="utf-8"))
-        changed = [
-            f"{key}: was {begun.get(key)!r}, is {value!r}" for key, value in wanted.items() if begun.get(key) != value
-        ]
-        if not changed:
-            return
-        progress_log.notice(
-            f"data has changed since this run started ({'; '.join(changed)}); the run continues with the new one"
-        )
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
-    partial.replace(path)
-
-
 def _source(
-    job: TrainJob, recipe: TrainingRecipe, folder: Path, progress_log: ProgressLog
+    job: TrainJob, recipe: TrainingRecipe, folder: Path, progress_log: ProgressLog, *, anew: bool
 ) -> tuple[ClipSource, Unusable | None]:
+    """Source of clips. `anew`: other clips are drawn than before, so videos without a clip are listed again."""
     data = job.data
     if data.synthetic is not None:
         from pipeline.synthetic_videos.source import SyntheticSource
@@ -176,6 +176,8 @@ def _source(
     index = corpus_index(
         shards, corpus_folder / "index.parquet", job.storage, job.decode, unusable, progress_log.notice
     )
+    if anew:
+        unusable.clear_clips()
     source = CorpusSource(index, data, job.decode, job.storage, unusable)
     groups = {
         (stage.source_frames(group), group.height, group.width) for stage in recipe.stages for group in stage.groups
@@ -214,14 +216,28 @@ def _last_words(error: Exception) -> str:
     return text.strip().rpartition(f"{type(error).__name__}: ")[2]
 
 
-def _known_failure(error: RuntimeError) -> str | None:
-    """Message for failures of torch that users can act on; None for all others, which are bugs."""
+def _failed_io(error: OSError, folder: Path) -> LatheError:
+    """Error for one of the operating system, in this process or a loading process."""
+    from pipeline.storage.local_errors import PASSING
+
+    text = f"{folder}: {_last_words(error)}; the same command continues from the last checkpoint"
+    if isinstance(error, ChildProcessError):  # of `decoder_process`
+        return WorkerLost(text)
+    found = ERRNO.search(text)  # torch's loaders keep the class and the text of an error, not its number
+    number = int(found[1]) if found else error.errno
+    return StorageUnavailable(text) if number in PASSING else TrainingError(text)
+
+
+def _known_failure(error: RuntimeError) -> LatheError | None:
+    """Error for failures of torch that users can act on; None for all others, which are bugs."""
     from model.out_of_memory import is_out_of_memory
 
     if is_out_of_memory(error):
-        return "training ran out of memory; use smaller batches in the recipe (and more of them per step), or recompute: true"
+        return TrainingError(
+            "training ran out of memory; use smaller batches in the recipe (and more of them per step), or recompute: true"
+        )
     if str(error).startswith("DataLoader worker"):
-        return (
+        return WorkerLost(
             f"{_last_words(error)}; a loading process died, most likely from lack of memory. The same command continues from the last "
             "checkpoint; data.cache_bytes and loaders limit the memory of loading"
         )

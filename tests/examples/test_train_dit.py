@@ -2,6 +2,7 @@
 
 import random
 import signal
+import sys
 import time
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from examples.dit import caption_words
-from examples.train_dit import Options, Trainer, parse, train
+from examples.train_dit import Options, Trainer, main, parse, train
 from examples.training_state import Ranks, RunFolder
 from pipeline.errors import ConfigError
 from tests.examples import training_process
@@ -32,7 +33,7 @@ def finished(options):
     log = files.read_log()
     for line in log:
         del line["seconds"]
-    state = files.load({}, torch.device("cpu"))
+    state = files.load({})
     assert [line["step"] for line in log] == list(range(1, state["step"] + 1))
     return log, state
 
@@ -112,7 +113,17 @@ def test_a_run_folder_with_other_settings_is_refused(options):
     files.path.mkdir()
     files.save({"settings": {"batch": 4, "seed": 0}})
     with pytest.raises(ConfigError, match=r"batch 4, now 8\); use the same"):
-        files.load({"batch": 8, "seed": 0}, torch.device("cpu"))
+        files.load({"batch": 8, "seed": 0})
+
+
+def test_a_checkpoint_is_read_to_the_cpu(tmp_path, monkeypatch):
+    """From a GPU, AdamW would keep its step counts there and wait for them in every step."""
+    files = RunFolder(tmp_path)
+    files.save({"settings": {}})
+    places = []
+    monkeypatch.setattr(torch, "load", lambda path, **how: places.append(how["map_location"]) or {"settings": {}})
+    files.load({})
+    assert places == ["cpu"]
 
 
 def test_half_a_line_of_the_log_is_dropped_with_the_steps_after_the_checkpoint(tmp_path):
@@ -120,6 +131,36 @@ def test_half_a_line_of_the_log_is_dropped_with_the_steps_after_the_checkpoint(t
     files.log.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
     files.cut_log(2)
     assert files.read_log() == [{"step": 1}, {"step": 2}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "--steps: expected at least 1, got 0"),
+        (["--heads", "0"], "--heads: expected at least 1, got 0"),
+        (["--width", "100"], "--width: expected a multiple of 16 x --heads, which is 96, got 100"),
+        (["--warmup", "-1"], "--warmup: expected at least 0, got -1"),
+        (["--checkpoint-every", "0"], "--checkpoint-every: expected at least 1, got 0"),
+        (["--samples", "-1"], "--samples: expected at least 0, got -1"),
+        (["--learning-rate", "nan"], "--learning-rate: expected at least 0, got nan"),
+        (["--patch", "3"], "--patch 3: expected frames of multiples of 24 pixels, got buckets "),
+    ],
+)
+def test_a_wrong_argument_is_refused_in_one_line_before_anything_is_written(
+    arguments, message, output, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(sys, "argv", ["train_dit", str(output), str(tmp_path / "run"), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"train_dit: error: {message}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_warm_up_the_first_step_has_the_full_rate(options):
+    trainer = Trainer(replace(options, warmup=0), Ranks(0, 1, torch.device("cpu")), RunFolder(options.run), channels=4)
+    trainer.learn(torch.randn(1, 4, 2, 4, 4), ["a"], caption_words(["a"], trainer.config.vocabulary))
+    assert trainer.optimizer.param_groups[0]["lr"] == options.learning_rate
 
 
 def test_the_command_line_has_every_option():

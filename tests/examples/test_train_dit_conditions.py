@@ -61,7 +61,7 @@ def test_a_continued_run_equals_one_that_was_not_interrupted(options, tmp_path, 
     train(options)
     other = replace(options, run=str(tmp_path / "other"))
     train(other)
-    one, two = (RunFolder(run.run).load({}, CPU)["network"] for run in (options, other))
+    one, two = (RunFolder(run.run).load({})["network"] for run in (options, other))
     assert all(torch.equal(value, two[name]) for name, value in one.items())
 
 
@@ -83,7 +83,7 @@ def test_what_is_known_is_the_stored_condition_or_the_first_latent_frame(options
 def test_texts_and_what_is_known_change_what_a_trained_network_gives(options):
     train(replace(options, steps=12))
     trainer = Trainer(options, Ranks(0, 1, CPU), RunFolder(options.run), 4, WIDTH)
-    trainer.network.load_state_dict(RunFolder(options.run).load({}, CPU)["network"])
+    trainer.network.load_state_dict(RunFolder(options.run).load({})["network"])
     batch, empty = rows(options), rows(options, caption_dropout=1.0)
     known, text = trainer._known(batch), trainer._text(batch)
     shape = batch.latents.shape[1:]

@@ -74,7 +74,21 @@ def test_a_stopped_run_continues_to_the_same_weights(whole, tmp_path, step):
         train(recipe(checkpoint_every=4), CLIPS, tmp_path / "run", loaders=0, on_step=stop_at(step))
     train(recipe(), CLIPS, tmp_path / "run", loaders=0)
     assert lines(tmp_path / "run") == lines(whole)
-    same_state(RunFolder(tmp_path / "run").load(20, "cpu"), RunFolder(whole).load(20, "cpu"))
+    same_state(RunFolder(tmp_path / "run").load(20), RunFolder(whole).load(20))
+
+
+def test_a_checkpoint_is_read_to_the_cpu(whole, monkeypatch):
+    """From a GPU, optimizers would keep their step counts there and wait for them in every step."""
+    places = []
+
+    def load(path, *, map_location, weights_only):
+        places.append(map_location)
+        return whole_load(path, map_location=map_location, weights_only=weights_only)
+
+    whole_load = torch.load
+    monkeypatch.setattr(torch, "load", load)
+    train(recipe(), CLIPS, whole, loaders=0)  # loads the last state; no step is left
+    assert places == ["cpu"]
 
 
 def same_state(ours, theirs):
@@ -101,12 +115,12 @@ def test_two_processes_train_like_one(whole, tmp_path):
         assert ours.pop("stage") == theirs.pop("stage")
         # rounding grows where two networks play against each other
         assert ours == pytest.approx(theirs, rel=1e-3 if ours["step"] <= 10 else 5e-2, abs=1e-4)
-    ours, theirs = (RunFolder(folder).load(20, "cpu")["average"] for folder in (tmp_path / "run", whole))
+    ours, theirs = (RunFolder(folder).load(20)["average"] for folder in (tmp_path / "run", whole))
     for name, value in ours.items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=2e-4)
     # LeCam's running means do not depend on who computed which of a step's four micro-batches
     train(one_adversarial_step(), CLIPS, tmp_path / "alone", loaders=0)
-    shared, alone = (RunFolder(tmp_path / name).load(1, "cpu")["objective"]["lecam"] for name in ("run-one", "alone"))
+    shared, alone = (RunFolder(tmp_path / name).load(1)["objective"]["lecam"] for name in ("run-one", "alone"))
     assert alone["real"] != 0
     assert shared == alone
 
@@ -114,7 +128,7 @@ def test_two_processes_train_like_one(whole, tmp_path):
 def test_published_weights_encode(whole):
     """The weights are the averaged ones, better than the start, and a checkpoint like any other."""
     vae = model.load("leanvae", str(whole / "weights"))
-    source, network = CLIPS, RunFolder(whole).load(20, "cpu")["network"]
+    source, network = CLIPS, RunFolder(whole).load(20)["network"]
     assert any(not torch.equal(network[key], value) for key, value in vae_weights(whole).items())
     video = source.clip(0, 5, 32, 32).video_CTHW[None].float() / 255 - 0.5
     decoded, _ = vae.decode(vae.encode(video)[0].mean)

@@ -7,11 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from model.arithmetic import own_arithmetic
 from pipeline.config import build_job
 from pipeline.corpus import resolve_inputs
 from pipeline.engine.decoders.losses import Restarted
 from pipeline.engine.decoders.sample_stream import SampleEvent, SampleStream, _OpenShard
 from pipeline.errors import ConfigError, NonFiniteLatent, SourceChanged
+from pipeline.evaluation import measuring
 from pipeline.evaluation.measuring import ClipMeasurement, Findings, Instruments
 from pipeline.evaluation.rows import ClipRows
 from pipeline.evaluation.samples import SamplesInProgress
@@ -116,6 +118,23 @@ def test_a_video_whose_decoder_died_counts_every_clip_and_reject_once(instrument
         assert added == [("s0", 0), ("s0", 1)]
         assert rejected == [("s0", None), ("s0", 2)]
     assert results[0][3].summary()["overall"] == results[1][3].summary()["overall"]
+
+
+def test_metric_networks_run_in_true_float32_on_cuda(instruments, monkeypatch):
+    """By default torch runs float32 convolutions on CUDA as tf32. The switches exist without a GPU."""
+    seen = []
+
+    def lpips(original, other):
+        seen.append((torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision))
+        return torch.zeros(len(original))
+
+    monkeypatch.setattr(measuring, "own_arithmetic", lambda device: own_arithmetic(torch.device("cuda")))
+    instruments.lpips, instruments.i3d = lpips, lambda video: lpips(video, video)[:, None]
+    run = ClipMeasurement(instruments, sample(0), plan(0))
+    run.push(chunk(0, frames=17))
+    assert len(seen) > 2
+    assert set(seen) == {("ieee", "ieee")}
+    assert run.result().features.original
 
 
 def test_non_finite_values_name_the_clip(instruments):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 
@@ -12,14 +13,23 @@ import yaml
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
+from model.training import run_folder
 from pipeline.cli import app as cli
-from pipeline.errors import ConfigError, InputError, LatheError, TrainingError
+from pipeline.errors import (
+    ConfigError,
+    FatalError,
+    InputError,
+    LatheError,
+    StorageUnavailable,
+    TrainingError,
+    WorkerLost,
+)
 from pipeline.synthetic_videos.source import SyntheticSource
 from pipeline.training import run
 from pipeline.training.job import build_train_job
 from pipeline.training.progress_log import ProgressLog
 from tests.model.test_out_of_memory import TEXTS
-from tests.tiny_corpus import make_corpus
+from tests.tiny_corpus import make_corpus, video_bytes, write_tar
 from tests.tiny_training import RECIPE, lines, train, write_job
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -170,6 +180,65 @@ class Spoiled(SyntheticSource):
         return super().clip(index, frames, height, width)
 
 
+def test_a_refused_second_run_leaves_the_record_of_the_first_alone(corpus, tmp_path, monkeypatch):
+    """Its clips and its list of unusable videos are those of the run in progress."""
+    monkeypatch.setattr(run_folder, "PATIENCE_S", 0.1)
+    first = prepared(tmp_path, data={"inputs": [str(corpus)]})
+    first.unusable.add("a.tar", "k", "too_short", "3 frames")
+    files = [tmp_path / "run" / name for name in ("data.json", "corpus/index.parquet", "corpus/unusable.jsonl")]
+    before = [path.read_bytes() for path in files]
+    others = make_corpus(tmp_path / "others", shards=1, samples=2)
+
+    def beside(step, values):
+        for data in ({"synthetic": {"seed": 1}}, {"inputs": [str(others)]}):
+            with pytest.raises(ConfigError, match=r"output: .* is in use by a run in another process"):
+                prepared(tmp_path, data=data)
+
+    run.learn(first, "cpu", beside)
+    assert [path.read_bytes() for path in files[:2]] == before[:2]
+    assert files[2].read_bytes().startswith(before[2])
+    assert json.loads((tmp_path / "run/weights/run.json").read_text())["data"]["inputs"] == [str(corpus)]
+
+
+def unusable_of(made: run.PreparedRun) -> dict[str, int]:
+    return made.unusable.counts()
+
+
+def test_a_changed_option_of_clips_or_loss_is_noted_and_videos_used_now_are_not_listed(tmp_path, capsys):
+    tar = write_tar(
+        tmp_path / "a.tar",
+        {"a": {"mp4": video_bytes(9)}, "b": {"mp4": video_bytes(9, 24, 24)}, "c": {"txt": b"no video"}},
+    )
+    data = {"inputs": [str(tar)]}
+    first = prepared(tmp_path, data=data)
+    run.learn(first, "cpu", lambda step, values: None)
+    assert unusable_of(first) == {"too_small": 1, "no_video": 1}
+    assert unusable_of(prepared(tmp_path, data=data)) == {"too_small": 1, "no_video": 1}
+
+    def noted(**values) -> str:
+        capsys.readouterr()
+        run.prepare(job_of(tmp_path, **values), ProgressLog("plain"))
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "data has changed" in line] or [""]
+        return line.partition("started (")[2].partition("); the run")[0]
+
+    assert noted(data=data, decode={"timeout_s": 1}, storage={"spool_bytes": 2**20}) == ""
+    lpips = str(tmp_path / "vgg.safetensors")
+    assert noted(data=data, lpips=lpips) == f"lpips: was None, is {{'features': '{lpips}', 'heads': None}}"
+    assert noted(data=data, decode={"hdr": "convert"}, lpips="x").startswith(
+        "decode.hdr: was 'reject', is 'convert'; lpips."
+    )
+    larger = prepared(tmp_path, data={**data, "clips": {"upscale": True}})
+    assert unusable_of(larger) == {"no_video": 1}
+    assert noted(data=data) == "clips.upscale: was True, is False"
+
+
+def test_videos_that_only_a_corrected_recipe_can_use_are_not_listed(corpus, tmp_path):
+    groups = {"stages": [{**RECIPE["stages"][0], "groups": [{"frames": 33, "height": 32, "width": 32, "batch": 1}]}]}
+    with pytest.raises(InputError):
+        prepared(tmp_path, data={"inputs": [str(corpus)]}, overrides=groups)
+    assert sum(unusable_of(prepared(tmp_path, data={"inputs": [str(corpus)]})).values()) < 6
+
+
 def test_errors_of_loading_processes_reach_the_user_unchanged(tmp_path):
     error = learned(tmp_path, Spoiled(InputError("data.inputs: none of 3 videos has a clip")), loaders=1)
     assert type(error) is InputError
@@ -190,8 +259,40 @@ class Deadly(SyntheticSource):
 
 def test_a_dying_loading_process_ends_the_run_with_a_reason(tmp_path):
     error = learned(tmp_path, Deadly(0), loaders=1)
-    assert type(error) is TrainingError
+    assert type(error) is WorkerLost
     assert "a loading process died" in str(error)
+
+
+STALE = OSError(errno.ESTALE, "Stale file handle", "/mnt/a.mp4")
+
+
+@pytest.mark.parametrize(
+    ("failure", "loaders", "kind", "text"),
+    [
+        (STALE, 0, StorageUnavailable, "Stale file handle: '/mnt/a.mp4'"),
+        (STALE, 1, StorageUnavailable, "Stale file handle: '/mnt/a.mp4'"),
+        (ChildProcessError("the process that forks decoders was killed"), 1, WorkerLost, "decoders was killed"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/mnt/a.mp4"), 1, TrainingError, "No such file: '/mnt/a.mp4'"),
+        (OSError(errno.ENOSPC, "No space left", "/tmp/a"), 0, TrainingError, "No space left: '/tmp/a'"),
+    ],
+)
+def test_failures_of_disks_and_processes_that_may_pass_are_transient(failure, loaders, kind, text, tmp_path):
+    """Ray Train restarts a run after these, and ends it after a `FatalError`."""
+    error = learned(tmp_path, Spoiled(failure), loaders=loaders)
+    assert type(error) is kind
+    assert isinstance(error, FatalError) == (kind is TrainingError)
+    assert text in str(error)
+    assert "Traceback" not in str(error)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_transient_unless_the_disk_is_full(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", fail)
+    assert type(learned(tmp_path / "a")) is StorageUnavailable
+    monkeypatch.setattr(run_folder, "FULL_BYTES", 2**80)
+    assert type(learned(tmp_path / "b")) is TrainingError
 
 
 def test_a_non_finite_loss_ends_the_run_naming_step_and_clips(tmp_path):
@@ -225,6 +326,7 @@ def test_the_command_names_what_is_wrong_with_its_file(tmp_path):
 
 @pytest.mark.parametrize("text", [TEXTS[0], TEXTS[2], TEXTS[5], TEXTS[-1]])
 def test_out_of_memory_is_reported_without_the_librarys_numbers(text):
-    message = run._known_failure(RuntimeError(text))
-    assert message.startswith("training ran out of memory; use smaller batches")
+    error = run._known_failure(RuntimeError(text))
+    assert type(error) is TrainingError
+    assert str(error).startswith("training ran out of memory; use smaller batches")
     assert run._known_failure(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None

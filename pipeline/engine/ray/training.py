@@ -1,8 +1,8 @@
 """Training run on several GPUs or machines, by Ray Train.
 
 Takes a prepared job, returns the folder of weights. Each worker runs `pipeline.training.run.learn` in torch's process group. When one dies,
-Ray Train starts all of them again, and the run resumes from the folder's last checkpoint. Errors that would repeat (a wrong recipe or
-checkpoint, a loss that is not finite) end the run.
+or fails in a way that may pass, Ray Train starts all of them again, and the run resumes from the folder's last checkpoint. Errors that
+would repeat (a wrong recipe or checkpoint, a loss that is not finite) end the run.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def train(prepared: PreparedRun, progress_log: ProgressLog) -> Path:
         ConfigError: Ray Train is not installed; more GPUs or CPUs than a private Ray has.
         AccessError: no cluster answers.
         TrainingError: processes died more often than `restarts` allows.
-        LatheError: what `learn` raised in a worker.
+        FatalError: what `learn` raised in a worker.
     """
     job = prepared.job
     cluster = connect(job.address, cpus=job.workers * job.worker_cpus, object_store_bytes=80 * MiB)
