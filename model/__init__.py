@@ -47,6 +47,7 @@ def load(
     *,
     untrained: int | None = None,
     compile: bool = False,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Any:
     """Loads a network, ready to encode and decode.
 
@@ -60,6 +61,7 @@ def load(
             least float32; latents are float32 (float64).
         untrained: seed for random weights instead of a checkpoint, for trials; the latents mean nothing.
         compile: runs steps through torch.compile: faster, after up to a minute for each frame size; other bits of the same latents.
+        defaults: published configuration keys for what neither `config` nor the checkpoint gives; they override those of the preset.
 
     Raises:
         ValueError: unknown name or scheme, neither or both of checkpoint and untrained, weights of another network; `compile` for a
@@ -67,7 +69,7 @@ def load(
         FileNotFoundError: the checkpoint does not exist.
         RuntimeError: the Hugging Face hub refused access or could not be reached; `compile` without a C++ compiler.
     """
-    resolved = _resolve_arguments(name, checkpoint, config, untrained)
+    resolved = _resolve_arguments(name, checkpoint, config, untrained, defaults)
     return _build(resolved.name, resolved.config, resolved.weights, device, dtype, compile, **resolved.provenance)
 
 
@@ -124,7 +126,11 @@ class _ResolvedArguments:
 
 
 def _resolve_arguments(
-    name: str, checkpoint: str | None, config: Mapping[str, Any] | None, untrained: int | None
+    name: str,
+    checkpoint: str | None,
+    config: Mapping[str, Any] | None,
+    untrained: int | None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> _ResolvedArguments:
     name, family = resolve(name), family_of(name)
     if checkpoint is None and untrained is None and config is None:
@@ -133,7 +139,7 @@ def _resolve_arguments(
         raise ValueError(_weights_required(name, both=checkpoint is not None))
     network = importlib.import_module(family.module)
     if checkpoint is None:
-        full = complete(name, config)
+        full = complete(name, defaults, config)
         family.describe(name, full)  # reports an impossible configuration before weights are drawn
         return _ResolvedArguments(name, full, network.random_weights(full, untrained), {"seed": untrained})
 
@@ -148,7 +154,7 @@ def _resolve_arguments(
             f"{name} needs a configuration, but {checkpoint} contains none and has no config.json beside it; give config=, "
             f"or the name of a preset: {presets}"
         )
-    full = complete(name, loaded.config, config)
+    full = complete(name, defaults, loaded.config, config)
     return _ResolvedArguments(name, full, loaded.weights, {"checkpoint": loaded.info})
 
 

@@ -12,7 +12,7 @@ from model.registry import FAMILIES
 from pipeline.errors import AccessError, CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from model.interface import LatentSpec
     from pipeline.config import ModelConfig
@@ -101,8 +101,16 @@ def load_torch() -> Any:
     return torch
 
 
-def load_vae(config: ModelConfig, device: str, compute_dtype: str, *, compiled: bool = False) -> Any:
-    """Loads the network on its device. `compiled`: its steps run through `torch.compile`; see `compiling.prepare_compiler`.
+def load_vae(
+    config: ModelConfig,
+    device: str,
+    compute_dtype: str,
+    *,
+    compiled: bool = False,
+    defaults: Mapping[str, Any] | None = None,
+) -> Any:
+    """Loads the network on its device. `compiled`: its steps run through `torch.compile`; see `compiling.prepare_compiler`. `defaults`: as
+    for `model.load`.
 
     Raises:
         ConfigError: CUDA requested without a CUDA device.
@@ -121,6 +129,7 @@ def load_vae(config: ModelConfig, device: str, compute_dtype: str, *, compiled: 
             dtype=getattr(torch, compute_dtype),
             untrained=config.untrained,
             compile=compiled,
+            defaults=defaults,
         )
 
 
