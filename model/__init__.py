@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.identity import Identity
 from model.interface import LatentSpec, VideoVAE
-from model.registry import PRESETS, complete, embedded, family_of, names, resolve, spec
+from model.registry import PRESETS, complete, embedded, family_of, is_whole, names, resolve, spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,7 +55,8 @@ def load(
         name: one of `names()`, or a family name together with `config` (or a checkpoint that carries its configuration).
         checkpoint: local path, `hf://owner/repo/file[@revision]`, or another URI scheme with a registered fetcher. May be left out for
             presets whose weights ship with this package.
-        config: published configuration keys; they override those of the checkpoint or the preset.
+        config: published configuration keys; they override those of the checkpoint (in the file or the `config.json` beside it), which
+            override those of the preset.
         device: device to run on.
         dtype: dtype of the large products (default float32; also bfloat16, float16, float64). Everything else is computed in at
             least float32; latents are float32 (float64).
@@ -66,8 +67,8 @@ def load(
     Raises:
         ValueError: unknown name or scheme, neither or both of checkpoint and untrained, weights of another network; `compile` for a
             network of diffusers.
-        FileNotFoundError: the checkpoint does not exist.
-        RuntimeError: the Hugging Face hub refused access or could not be reached; `compile` without a C++ compiler.
+        OSError: the checkpoint cannot be read; FileNotFoundError: it does not exist.
+        RuntimeError: the Hugging Face hub refused access or could not be reached (`HubError`); `compile` without a C++ compiler.
     """
     resolved = _resolve_arguments(name, checkpoint, config, untrained, defaults)
     return _build(resolved.name, resolved.config, resolved.weights, device, dtype, compile, **resolved.provenance)
@@ -145,7 +146,9 @@ def _resolve_arguments(
 
     from model import checkpoint as checkpoints
 
-    loaded = checkpoints.read(checkpoint, want_config=config is None and name not in PRESETS)
+    # That of a preset's checkpoint only has to agree; a whole one that is given leaves nothing to the checkpoint's.
+    settled = name in PRESETS if config is None else defaults is None and is_whole(name, config)
+    loaded = checkpoints.read(checkpoint, want_config=not settled)
     if config is None and name in PRESETS and loaded.config is not None:
         checkpoints.check_same_config(name, PRESETS[name].config, loaded.config, checkpoint)
     if config is None and loaded.config is None and name not in PRESETS:

@@ -1,8 +1,9 @@
 """Reads checkpoints: a URI becomes tensors by published key. No code in a file is executed unless the caller allows it.
 
 Takes a local path, `hf://owner/repo/file[@revision]`, `embedded://NAME` (weights that ship with this package), or a URI whose scheme has a
-registered fetcher (entry-point group `lathe.checkpoint_fetchers`: a function `fetch(uri) -> local path`). Returns tensors by published key,
-the configuration in the file (if any), and a `CheckpointInfo`.
+registered fetcher (entry-point group `lathe.checkpoint_fetchers`: a function `fetch(uri) -> local path`, FileNotFoundError if there is no
+such object). Returns tensors by published key, the configuration in the file or in the `config.json` beside it (if any), and a
+`CheckpointInfo`.
 
 Layouts: `{args, state_dict}` (the authors' files), Lightning training checkpoints (`autoencoder.` prefix; discriminator and perceptual
 network are skipped), training checkpoints with averaged weights (`ema_state_dict`) or a generator beside a discriminator, plain mappings
@@ -65,7 +66,7 @@ def read(uri: str, *, want_config: bool = True, trust_pickle: bool = False) -> C
 
     Args:
         uri: see the module docstring; a folder with one weight file and a `config.json` also works.
-        want_config: for a hub file without a configuration, also fetch `config.json` from its repository.
+        want_config: for a remote file without a configuration, also fetch the `config.json` beside it.
         trust_pickle: unpickle without restriction. The file can then run any code; only `convert` passes this on.
 
     Raises:
@@ -81,10 +82,10 @@ def read(uri: str, *, want_config: bool = True, trust_pickle: bool = False) -> C
         layout = "safetensors"
     else:
         weights, config, layout = _unwrap(_read_pickle(path, trust=trust_pickle), path)
-    if config is None and want_config and uri.startswith("hf://"):
-        config = _hub_config(uri)
     if config is None:
         config = _sidecar(path)
+    if config is None and want_config:
+        config = _remote_sidecar(uri)
     return Checkpoint(weights, config, CheckpointInfo(uri, digest, path.stat().st_size, layout))
 
 
@@ -160,10 +161,9 @@ def _is_json(value: Any) -> bool:
 
 def fetch(uri: str) -> Path:
     """Local path of `uri`, downloaded if needed. Raises as `read` does."""
-    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
-    scheme = match[1].lower() if match else "file"
+    scheme = _scheme(uri)
     if scheme == "file":
-        path = Path(uri[len(match[0]) :] if match else uri).expanduser()
+        path = Path(re.sub("(?i)^file://", "", uri)).expanduser()
         if not path.exists():
             raise FileNotFoundError(f"no checkpoint at {path}; expected a .ckpt, .pth, .pt or .safetensors file")
         return path
@@ -178,6 +178,11 @@ def fetch(uri: str) -> Path:
         f"cannot fetch {uri}: no fetcher for {scheme}://; expected a local path, hf://, embedded://, "
         f"{', '.join(f'{other}://' for other in others)}"
     )
+
+
+def _scheme(uri: str) -> str:
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
+    return match[1].lower() if match else "file"
 
 
 def _embedded(name: str) -> Path:
@@ -226,15 +231,20 @@ def _from_hub(repo: str, filename: str, revision: str | None) -> Path:
         raise RuntimeError(f"{location}: the hub answered {error.response.status_code}; try again later") from error
 
 
-def _hub_config(uri: str) -> dict[str, Any] | None:
-    """`config.json` from the file's folder in its hub repository, or None if there is none."""
-    repo, filename, revision = _hub_parts(uri)
-    beside = (Path(filename).parent / "config.json").as_posix()
+def _remote_sidecar(uri: str) -> dict[str, Any] | None:
+    """`config.json` from the folder of a remote file, or None if there is none."""
+    scheme = _scheme(uri)
+    if scheme in ("file", "embedded"):
+        return None
     try:
-        path = _from_hub(repo, beside, revision)
+        if scheme == "hf":
+            repo, filename, revision = _hub_parts(uri)
+            path = _from_hub(repo, (Path(filename).parent / "config.json").as_posix(), revision)
+        else:
+            path = fetch(f"{uri.rpartition('/')[0]}/config.json")
     except FileNotFoundError:
         return None
-    return _parse_config(path.read_text(), path)
+    return _parse_config(path.read_bytes(), path)
 
 
 def _weight_file(path: Path) -> Path:
@@ -277,10 +287,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
 
 def _sidecar(path: Path) -> dict[str, Any] | None:
     beside = path.with_name("config.json")
-    return _parse_config(beside.read_text(), beside) if beside.is_file() else None
+    return _parse_config(beside.read_bytes(), beside) if beside.is_file() else None
 
 
-def _parse_config(text: str, path: Path) -> dict[str, Any]:
+def _parse_config(text: str | bytes, path: Path) -> dict[str, Any]:
     try:
         config = json.loads(text)
     except ValueError as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import model
-from model.registry import FAMILIES
+from model.registry import FAMILIES, lacking
 from pipeline.errors import AccessError, CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ def known_spec(config: ModelConfig) -> LatentSpec | None:
     Raises:
         ConfigError: unknown network; lists the known ones.
     """
-    if config.name in FAMILIES and config.config is None:
+    partial = config.checkpoint is not None and config.name in FAMILIES and lacking(config.name, config.config)
+    if partial or (config.name in FAMILIES and config.config is None):
         return None
     try:
         return model.spec(config.name, config.config)
