@@ -122,7 +122,8 @@ def convert(
         key: value.to(kind) if kind is not None and value.is_floating_point() else value
         for key, value in source.weights.items()
     }
-    check_finite(str(path) if kind is None else f"{path} as {kind}", weights)
+    floats = {key: value for key, value in weights.items() if value.is_floating_point()}  # counters of norms are not
+    check_finite(str(path) if kind is None else f"{path} as {kind}", floats)
     metadata = {"format": "pt", "source_sha256": source.info.sha256, "source_layout": source.info.layout}
     if source.config is not None:
         plain = {key: value for key, value in source.config.items() if _is_json(value)}
