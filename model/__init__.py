@@ -68,7 +68,8 @@ def load(
         ValueError: unknown name or scheme, neither or both of checkpoint and untrained, weights of another network; `compile` for a
             network of diffusers.
         OSError: the checkpoint cannot be read; FileNotFoundError: it does not exist.
-        RuntimeError: the Hugging Face hub refused access or could not be reached (`HubError`); `compile` without a C++ compiler.
+        ConnectionError: the Hugging Face hub refused access or could not be reached.
+        RuntimeError: `compile` without a C++ compiler.
     """
     resolved = _resolve_arguments(name, checkpoint, config, untrained, defaults)
     return _build(resolved.name, resolved.config, resolved.weights, device, dtype, compile, **resolved.provenance)

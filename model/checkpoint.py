@@ -71,9 +71,20 @@ def read(uri: str, *, want_config: bool = True, trust_pickle: bool = False) -> C
 
     Raises:
         FileNotFoundError: the file does not exist.
+        OSError: it cannot be read.
         ValueError: unknown scheme, damaged file, unknown layout, or a file that needs full unpickling.
-        RuntimeError: the hub refused access or could not be reached.
+        ConnectionError: the hub refused access or could not be reached.
     """
+    try:
+        return _read(uri, want_config, trust_pickle)
+    except OSError as error:
+        if error.errno is None:  # raised here, with its explanation
+            raise
+        message = f"checkpoint {uri} cannot be read: {error.strerror}; check the path and its permissions"
+        raise type(error)(message) from error
+
+
+def _read(uri: str, want_config: bool, trust_pickle: bool) -> Checkpoint:
     path = _weight_file(fetch(uri))
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -214,14 +225,14 @@ def _from_hub(repo: str, filename: str, revision: str | None) -> Path:
             if isinstance(refusal, errors.HfHubHTTPError)
             else "could not be reached"
         )
-        raise RuntimeError(
+        raise ConnectionError(
             f"{location} is not in the local cache and the hub {what}; check the network, HF_ENDPOINT and "
             "HF_HUB_OFFLINE, or download the file and give its path"
         ) from error
     except (errors.EntryNotFoundError, errors.RevisionNotFoundError) as error:
         raise FileNotFoundError(f"{location}: the repository has no such file or revision") from error
     except errors.GatedRepoError as error:
-        raise RuntimeError(
+        raise ConnectionError(
             f"{location}: access is restricted; request it on the repository's page, then log in with `hf auth login`"
         ) from error
     except errors.RepositoryNotFoundError as error:
@@ -229,7 +240,7 @@ def _from_hub(repo: str, filename: str, revision: str | None) -> Path:
             f"{location}: no such repository, or it is private and you are not logged in (`hf auth login`)"
         ) from error
     except errors.HfHubHTTPError as error:
-        raise RuntimeError(f"{location}: the hub answered {error.response.status_code}; try again later") from error
+        raise ConnectionError(f"{location}: the hub answered {error.response.status_code}; try again later") from error
 
 
 def _remote_sidecar(uri: str) -> dict[str, Any] | None:
@@ -338,7 +349,7 @@ def _unwrap(raw: Any, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
     """(tensors, configuration, layout) of an unpickled checkpoint."""
     if not isinstance(raw, dict):
         raise ValueError(f"{path} holds a {type(raw).__name__}; expected a dict with state_dict, or a dict of tensors")
-    if raw.get("ema_state_dict"):
+    if raw.get("ema_state_dict") not in (None, {}):
         averaged = _tensors(raw["ema_state_dict"], path)
         return {key.replace("module.", ""): t for key, t in averaged.items()}, _options(raw, path), "averaged"
     if "state_dict" not in raw:
@@ -354,11 +365,20 @@ def _unwrap(raw: Any, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
 
 def _tensors(mapping: Any, path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(mapping, dict) or not mapping:
-        raise ValueError(f"{path} holds no tensors: got {type(mapping).__name__} of length {len(mapping)}")
+        got = "an empty dict" if isinstance(mapping, dict) else f"a {type(mapping).__name__}"
+        raise ValueError(f"{path} holds no tensors: got {got}; expected a dict of names and tensors")
     others = [str(key) for key, value in mapping.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise ValueError(
             f"{path} has an unknown layout: these entries are not tensors: {', '.join(others[:10])}; expected a dict with state_dict"
+        )
+    unnamed = [repr(key) for key in mapping if not isinstance(key, str)]
+    if unnamed:
+        raise ValueError(f"{path} has keys that are not names: {', '.join(unnamed[:10])}; expected names of tensors")
+    unusual = [key for key, value in mapping.items() if (value.layout, value.device.type) != (torch.strided, "cpu")]
+    if unusual:
+        raise ValueError(
+            f"{path} has tensors that are sparse or without values (meta): {', '.join(unusual[:10])}; save them as dense tensors"
         )
     return dict(mapping)
 

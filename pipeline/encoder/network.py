@@ -43,7 +43,7 @@ def identify(config: ModelConfig, *, moments: bool = False) -> Network:
         AccessError: the hub refused access or could not be reached.
     """
     load_torch()
-    with _foreign_errors(config):
+    with _foreign_errors():
         identity = model.identify(config.name, config.checkpoint, config.config, untrained=config.untrained)
     return network_of(identity, moments=moments)
 
@@ -121,7 +121,7 @@ def load_vae(
     torch = load_torch()
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"model.device: {device} was requested, but torch finds no CUDA device; use cpu or auto")
-    with _foreign_errors(config):
+    with _foreign_errors():
         return model.load(
             config.name,
             config.checkpoint,
@@ -135,16 +135,14 @@ def load_vae(
 
 
 @contextmanager
-def _foreign_errors(config: ModelConfig) -> Iterator[None]:
+def _foreign_errors() -> Iterator[None]:
     """Converts errors of `model` while weights are read into Lathe's."""
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
-        raise CheckpointError(f"model: {error}") from error
-    except RuntimeError as error:
-        if not (config.checkpoint or "").startswith("hf://"):
-            raise
+    except ConnectionError as error:
         raise AccessError(f"model.checkpoint: {error}") from error
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"model: {error}") from error
 
 
 def describe_network(vae: Any) -> dict[str, Any]:

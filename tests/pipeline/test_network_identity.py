@@ -114,7 +114,7 @@ def test_decoder_weights_are_not_in_the_fingerprint(corpus, checkpoint, tmp_path
 
 def test_unreadable_checkpoint_is_refused_as_in_loading(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"nothing")
-    for path in (tmp_path / "w.safetensors", tmp_path / "absent.safetensors"):
+    for path in (tmp_path / "w.safetensors", tmp_path / "absent.safetensors", tmp_path / ("long" * 100)):
         with pytest.raises(CheckpointError, match="model: "):
             identify(ModelConfig(name="wfvae-s", checkpoint=str(path)))
 
