@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.identity import Identity
 from model.interface import LatentSpec, VideoVAE
-from model.registry import PRESETS, complete, embedded, family_of, names, or_presets, resolve, spec
+from model.registry import PRESETS, complete, embedded, family_of, is_whole, names, or_presets, resolve, spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,6 +47,7 @@ def load(
     *,
     untrained: int | None = None,
     compile: bool = False,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Any:
     """Loads a network, ready to encode and decode.
 
@@ -54,20 +55,23 @@ def load(
         name: one of `names()`, or a family name together with `config` (or a checkpoint that carries its configuration).
         checkpoint: local path, `hf://owner/repo/file[@revision]`, or another URI scheme with a registered fetcher. May be left out for
             presets whose weights ship with this package.
-        config: published configuration keys; they override those of the checkpoint or the preset.
+        config: published configuration keys; they override those of the checkpoint (in the file or the `config.json` beside it), which
+            override those of the preset.
         device: device to run on.
         dtype: dtype of the large products (default float32; also bfloat16, float16, float64). Everything else is computed in at
             least float32; latents are float32 (float64).
         untrained: seed for random weights instead of a checkpoint, for trials; the latents mean nothing.
         compile: runs steps through torch.compile: faster, after up to a minute for each frame size; other bits of the same latents.
+        defaults: published configuration keys for what neither `config` nor the checkpoint gives; they override those of the preset.
 
     Raises:
         ValueError: unknown name or scheme, neither or both of checkpoint and untrained, weights of another network; `compile` for a
             network of diffusers.
-        FileNotFoundError: the checkpoint does not exist.
-        RuntimeError: the Hugging Face hub refused access or could not be reached; `compile` without a C++ compiler.
+        OSError: the checkpoint cannot be read; FileNotFoundError: it does not exist.
+        ConnectionError: the Hugging Face hub refused access or could not be reached.
+        RuntimeError: `compile` without a C++ compiler.
     """
-    resolved = _resolve_arguments(name, checkpoint, config, untrained)
+    resolved = _resolve_arguments(name, checkpoint, config, untrained, defaults)
     return _build(resolved.name, resolved.config, resolved.weights, device, dtype, compile, **resolved.provenance)
 
 
@@ -124,7 +128,11 @@ class _ResolvedArguments:
 
 
 def _resolve_arguments(
-    name: str, checkpoint: str | None, config: Mapping[str, Any] | None, untrained: int | None
+    name: str,
+    checkpoint: str | None,
+    config: Mapping[str, Any] | None,
+    untrained: int | None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> _ResolvedArguments:
     name, family = resolve(name), family_of(name)
     if checkpoint is None and untrained is None and config is None:
@@ -133,13 +141,15 @@ def _resolve_arguments(
         raise ValueError(_weights_required(name, both=checkpoint is not None))
     network = importlib.import_module(family.module)
     if checkpoint is None:
-        full = complete(name, config)
+        full = complete(name, defaults, config)
         family.describe(name, full)  # reports an impossible configuration before weights are drawn
         return _ResolvedArguments(name, full, network.random_weights(full, untrained), {"seed": untrained})
 
     from model import checkpoint as checkpoints
 
-    loaded = checkpoints.read(checkpoint, want_config=config is None and name not in PRESETS)
+    # That of a preset's checkpoint only has to agree; a whole one that is given leaves nothing to the checkpoint's.
+    settled = name in PRESETS if config is None else defaults is None and is_whole(name, config)
+    loaded = checkpoints.read(checkpoint, want_config=not settled)
     if config is None and name in PRESETS and loaded.config is not None:
         checkpoints.check_same_config(name, PRESETS[name].config, loaded.config, checkpoint)
     if config is None and loaded.config is None and name not in PRESETS:
@@ -147,7 +157,7 @@ def _resolve_arguments(
             f"{name} needs a configuration, but {checkpoint} contains none and has no config.json beside it; give config="
             f"{or_presets(name)}"
         )
-    full = complete(name, loaded.config, config)
+    full = complete(name, defaults, loaded.config, config)
     return _ResolvedArguments(name, full, loaded.weights, {"checkpoint": loaded.info})
 
 

@@ -1,8 +1,9 @@
 """Reads checkpoints: a URI becomes tensors by published key. No code in a file is executed unless the caller allows it.
 
 Takes a local path, `hf://owner/repo/file[@revision]`, `embedded://NAME` (weights that ship with this package), or a URI whose scheme has a
-registered fetcher (entry-point group `lathe.checkpoint_fetchers`: a function `fetch(uri) -> local path`). Returns tensors by published key,
-the configuration in the file (if any), and a `CheckpointInfo`.
+registered fetcher (entry-point group `lathe.checkpoint_fetchers`: a function `fetch(uri) -> local path`, FileNotFoundError if there is no
+such object). Returns tensors by published key, the configuration in the file or in the `config.json` beside it (if any), and a
+`CheckpointInfo`.
 
 Layouts: `{args, state_dict}` (the authors' files), Lightning training checkpoints (`autoencoder.` prefix; discriminator and perceptual
 network are skipped), training checkpoints with averaged weights (`ema_state_dict`) or a generator beside a discriminator, plain mappings
@@ -65,14 +66,25 @@ def read(uri: str, *, want_config: bool = True, trust_pickle: bool = False) -> C
 
     Args:
         uri: see the module docstring; a folder with one weight file and a `config.json` also works.
-        want_config: for a hub file without a configuration, also fetch `config.json` from its repository.
+        want_config: for a remote file without a configuration, also fetch the `config.json` beside it.
         trust_pickle: unpickle without restriction. The file can then run any code; only `convert` passes this on.
 
     Raises:
         FileNotFoundError: the file does not exist.
+        OSError: it cannot be read.
         ValueError: unknown scheme, damaged file, unknown layout, or a file that needs full unpickling.
-        RuntimeError: the hub refused access or could not be reached.
+        ConnectionError: the hub refused access or could not be reached.
     """
+    try:
+        return _read(uri, want_config, trust_pickle)
+    except OSError as error:
+        if error.errno is None:  # raised here, with its explanation
+            raise
+        message = f"checkpoint {uri} cannot be read: {error.strerror}; check the path and its permissions"
+        raise type(error)(message) from error
+
+
+def _read(uri: str, want_config: bool, trust_pickle: bool) -> Checkpoint:
     path = _weight_file(fetch(uri))
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -81,10 +93,10 @@ def read(uri: str, *, want_config: bool = True, trust_pickle: bool = False) -> C
         layout = "safetensors"
     else:
         weights, config, layout = _unwrap(_read_pickle(path, trust=trust_pickle), path)
-    if config is None and want_config and uri.startswith("hf://"):
-        config = _hub_config(uri)
     if config is None:
         config = _sidecar(path)
+    if config is None and want_config:
+        config = _remote_sidecar(uri)
     return Checkpoint(weights, config, CheckpointInfo(uri, digest, path.stat().st_size, layout))
 
 
@@ -121,7 +133,8 @@ def convert(
         key: value.to(kind) if kind is not None and value.is_floating_point() else value
         for key, value in source.weights.items()
     }
-    check_finite(str(path) if kind is None else f"{path} as {kind}", weights)
+    floats = {key: value for key, value in weights.items() if value.is_floating_point()}  # counters of norms are not
+    check_finite(str(path) if kind is None else f"{path} as {kind}", floats)
     metadata = {"format": "pt", "source_sha256": source.info.sha256, "source_layout": source.info.layout}
     if source.config is not None:
         plain = {key: value for key, value in source.config.items() if _is_json(value)}
@@ -160,10 +173,9 @@ def _is_json(value: Any) -> bool:
 
 def fetch(uri: str) -> Path:
     """Local path of `uri`, downloaded if needed. Raises as `read` does."""
-    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
-    scheme = match[1].lower() if match else "file"
+    scheme = _scheme(uri)
     if scheme == "file":
-        path = Path(uri[len(match[0]) :] if match else uri).expanduser()
+        path = Path(re.sub("(?i)^file://", "", uri)).expanduser()
         if not path.exists():
             raise FileNotFoundError(f"no checkpoint at {path}; expected a .ckpt, .pth, .pt or .safetensors file")
         return path
@@ -178,6 +190,11 @@ def fetch(uri: str) -> Path:
         f"cannot fetch {uri}: no fetcher for {scheme}://; expected a local path, hf://, embedded://, "
         f"{', '.join(f'{other}://' for other in others)}"
     )
+
+
+def _scheme(uri: str) -> str:
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
+    return match[1].lower() if match else "file"
 
 
 def _embedded(name: str) -> Path:
@@ -208,14 +225,14 @@ def _from_hub(repo: str, filename: str, revision: str | None) -> Path:
             if isinstance(refusal, errors.HfHubHTTPError)
             else "could not be reached"
         )
-        raise RuntimeError(
+        raise ConnectionError(
             f"{location} is not in the local cache and the hub {what}; check the network, HF_ENDPOINT and "
             "HF_HUB_OFFLINE, or download the file and give its path"
         ) from error
     except (errors.EntryNotFoundError, errors.RevisionNotFoundError) as error:
         raise FileNotFoundError(f"{location}: the repository has no such file or revision") from error
     except errors.GatedRepoError as error:
-        raise RuntimeError(
+        raise ConnectionError(
             f"{location}: access is restricted; request it on the repository's page, then log in with `hf auth login`"
         ) from error
     except errors.RepositoryNotFoundError as error:
@@ -223,18 +240,23 @@ def _from_hub(repo: str, filename: str, revision: str | None) -> Path:
             f"{location}: no such repository, or it is private and you are not logged in (`hf auth login`)"
         ) from error
     except errors.HfHubHTTPError as error:
-        raise RuntimeError(f"{location}: the hub answered {error.response.status_code}; try again later") from error
+        raise ConnectionError(f"{location}: the hub answered {error.response.status_code}; try again later") from error
 
 
-def _hub_config(uri: str) -> dict[str, Any] | None:
-    """`config.json` from the file's folder in its hub repository, or None if there is none."""
-    repo, filename, revision = _hub_parts(uri)
-    beside = (Path(filename).parent / "config.json").as_posix()
+def _remote_sidecar(uri: str) -> dict[str, Any] | None:
+    """`config.json` from the folder of a remote file, or None if there is none."""
+    scheme = _scheme(uri)
+    if scheme in ("file", "embedded"):
+        return None
     try:
-        path = _from_hub(repo, beside, revision)
+        if scheme == "hf":
+            repo, filename, revision = _hub_parts(uri)
+            path = _from_hub(repo, (Path(filename).parent / "config.json").as_posix(), revision)
+        else:
+            path = fetch(f"{uri.rpartition('/')[0]}/config.json")
     except FileNotFoundError:
         return None
-    return _parse_config(path.read_text(), path)
+    return _parse_config(path.read_bytes(), path)
 
 
 def _weight_file(path: Path) -> Path:
@@ -277,10 +299,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
 
 def _sidecar(path: Path) -> dict[str, Any] | None:
     beside = path.with_name("config.json")
-    return _parse_config(beside.read_text(), beside) if beside.is_file() else None
+    return _parse_config(beside.read_bytes(), beside) if beside.is_file() else None
 
 
-def _parse_config(text: str, path: Path) -> dict[str, Any]:
+def _parse_config(text: str | bytes, path: Path) -> dict[str, Any]:
     try:
         config = json.loads(text)
     except ValueError as error:
@@ -327,7 +349,7 @@ def _unwrap(raw: Any, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
     """(tensors, configuration, layout) of an unpickled checkpoint."""
     if not isinstance(raw, dict):
         raise ValueError(f"{path} holds a {type(raw).__name__}; expected a dict with state_dict, or a dict of tensors")
-    if raw.get("ema_state_dict"):
+    if raw.get("ema_state_dict") not in (None, {}):
         averaged = _tensors(raw["ema_state_dict"], path)
         return {key.replace("module.", ""): t for key, t in averaged.items()}, _options(raw, path), "averaged"
     if "state_dict" not in raw:
@@ -343,11 +365,20 @@ def _unwrap(raw: Any, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
 
 def _tensors(mapping: Any, path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(mapping, dict) or not mapping:
-        raise ValueError(f"{path} holds no tensors: got {type(mapping).__name__} of length {len(mapping)}")
+        got = "an empty dict" if isinstance(mapping, dict) else f"a {type(mapping).__name__}"
+        raise ValueError(f"{path} holds no tensors: got {got}; expected a dict of names and tensors")
     others = [str(key) for key, value in mapping.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise ValueError(
             f"{path} has an unknown layout: these entries are not tensors: {', '.join(others[:10])}; expected a dict with state_dict"
+        )
+    unnamed = [repr(key) for key in mapping if not isinstance(key, str)]
+    if unnamed:
+        raise ValueError(f"{path} has keys that are not names: {', '.join(unnamed[:10])}; expected names of tensors")
+    unusual = [key for key, value in mapping.items() if (value.layout, value.device.type) != (torch.strided, "cpu")]
+    if unusual:
+        raise ValueError(
+            f"{path} has tensors that are sparse or without values (meta): {', '.join(unusual[:10])}; save them as dense tensors"
         )
     return dict(mapping)
 

@@ -15,7 +15,7 @@ from model.wfvae import facts as wfvae
 from model.wfvae2 import facts as wfvae2
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from model.family import Family, Preset
     from model.interface import LatentSpec
@@ -52,6 +52,28 @@ def family_of(name: str) -> Family:
     return FAMILIES[PRESETS[name].family if name in PRESETS else name]
 
 
+def is_whole(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether `config` gives every key that the family reads: the configuration of a checkpoint then adds nothing.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    keys = family_of(name).keys
+    return set(("_class_name", "_diffusers_version") if keys is None else keys) <= set(
+        config
+    )  # diffusers saves both beside all others
+
+
+def lacking(name: str, *configs: Mapping[str, Any] | None) -> list[str]:
+    """Required keys that neither the family's defaults, nor the preset, nor one of `configs` give.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    keys, merged = family_of(name).keys, _merged(name, configs)
+    return [key for key in (("_class_name",) if keys is None else keys) if key not in merged]
+
+
 def complete(name: str, *configs: Mapping[str, Any] | None) -> dict[str, Any]:
     """Configuration of network `name`: its preset, overridden by each of `configs` in turn, reduced to the keys the family reads.
 
@@ -59,15 +81,10 @@ def complete(name: str, *configs: Mapping[str, Any] | None) -> dict[str, Any]:
         ValueError: unknown name, or keys that neither the preset nor a configuration gives.
     """
     name, family = resolve(name), family_of(name)
-    merged: dict[str, Any] = dict(family.defaults)
-    if name in PRESETS:
-        merged.update(PRESETS[name].config)
-    for config in configs:
-        merged.update(config or {})
+    merged = _merged(name, configs)
     if family.keys is None:
         return merged
-    missing = [key for key in family.keys if key not in merged]
-    if missing:
+    if missing := lacking(name, *configs):
         raise ValueError(
             f"{name} needs a configuration with {', '.join(family.keys)}; missing: {', '.join(missing)}. Give config="
             f"{or_presets(family.name)}"
@@ -84,6 +101,14 @@ def or_presets(family: str) -> str:
 def _as_floats(value: Any) -> Any:
     """`value` with its whole numbers as floats, which JSON writes otherwise; what is not a list is left to `describe`."""
     return [float(one) if type(one) is int else one for one in value] if isinstance(value, list | tuple) else value
+
+
+def _merged(name: str, configs: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]:
+    preset = PRESETS.get(resolve(name))
+    merged = {**family_of(name).defaults, **(preset.config if preset else {})}
+    for config in configs:
+        merged.update(config or {})
+    return merged
 
 
 def embedded(name: str) -> str | None:

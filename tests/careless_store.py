@@ -85,7 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
         prefix = parse_qs(query).get("prefix", [""])[0]
         keys = sorted(path.removeprefix(f"{bucket}/") for path in self.store.objects)
         entries = "".join(
-            f"<Contents><Key>{key}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>x</ETag><Size>1</Size></Contents>"
+            f"<Contents><Key>{key}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>x</ETag>"
+            f"<Size>{len(self.store.objects[f'{bucket}/{key}'])}</Size></Contents>"
             for key in keys
             if key.startswith(prefix)
         )

@@ -38,9 +38,9 @@ def needs_whole_clips(config: Mapping[str, Any]) -> str | None:
 
 def _describe(name: str, config: Mapping[str, Any]) -> LatentSpec:
     kind = config.get("_class_name")
-    if kind in REFUSED:
+    if isinstance(kind, str) and kind in REFUSED:
         raise ValueError(f"{name}: {kind} is not supported: {REFUSED[kind]}. Supported: {', '.join(DEFAULTS)}")
-    if kind not in DEFAULTS:
+    if not isinstance(kind, str) or kind not in DEFAULTS:
         raise ValueError(
             f"{name}: the configuration names the class {kind!r} (_class_name); expected one of {', '.join(DEFAULTS)}. "
             "A checkpoint folder of diffusers has it in config.json"
@@ -107,7 +107,7 @@ def _per_frame(config: Mapping[str, Any], channels: int) -> bool:
     if config.get("_class_name") != "AutoencoderKLCosmos":
         return False
     mean = config.get("latents_mean", ())
-    return mean is not None and len(mean) != channels
+    return isinstance(mean, list | tuple) and len(mean) != channels
 
 
 def _per_channel(name: str, values: Mapping[str, Any], key: str, channels: int) -> tuple[float, ...] | None:

@@ -86,9 +86,9 @@ def _vidtok(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
             f"{values['double_z']!r}. Quantised ones give indices of a codebook, not continuous latents"
         )
     levels = len(as_list(name, values, "ch_mult"))
-    in_space = range(levels - 1) if values["spatial_ds"] is None else values["spatial_ds"]
-    in_time = [levels - 2, levels - 3] if values["tempo_ds"] is None else values["tempo_ds"]
-    if not set(in_time) <= set(in_space) or not in_time:
+    in_space = range(levels - 1) if values["spatial_ds"] is None else as_list(name, values, "spatial_ds")
+    in_time = [levels - 2, levels - 3] if values["tempo_ds"] is None else as_list(name, values, "tempo_ds")
+    if not all(level in in_space for level in in_time):
         raise ValueError(
             f"{name}: AutoencoderVidTok downsamples in time only where it does in space: tempo_ds must name levels of spatial_ds "
             f"({list(in_space)!r}), got {list(in_time)!r}"
@@ -108,8 +108,12 @@ def _allegro(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mochi(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    time, space = (math.prod(as_list(name, values, f"{axis}_expansions")) for axis in ("temporal", "spatial"))
+    time, space = (_product(name, values, f"{axis}_expansions") for axis in ("temporal", "spatial"))
     return {"time_stride": time, "space_stride": space, "lead_frames": 1}
+
+
+def _product(name: str, values: Mapping[str, Any], key: str) -> int:
+    return math.prod(whole_number(name, {key: value}, key) for value in as_list(name, values, key))
 
 
 def _image(name: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def load_i3d(uri: str, norm_epsilon: float = NORM_EPSILON) -> I3D:
     """Loads I3D from safetensors or a `.pt` of tensors only (path, `hf://...`, or any scheme of checkpoints).
 
     Raises:
-        FileNotFoundError, RuntimeError: as `model.checkpoint.read`.
+        OSError: as `model.checkpoint.read`.
         ValueError: a damaged file, a TorchScript archive (a program, which is not run), or keys or shapes of another network.
     """
     from model import checkpoint

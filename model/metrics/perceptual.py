@@ -119,7 +119,7 @@ def load_lpips(features: str, heads: str | None = None, *, backbones: Collection
         backbones: which of `BACKBONES` are accepted; the file decides between them.
 
     Raises:
-        FileNotFoundError, RuntimeError: as `model.checkpoint.read`.
+        OSError: as `model.checkpoint.read`.
         ValueError: a damaged file, keys or shapes of another network, non-finite values.
     """
     from model import checkpoint

@@ -58,10 +58,13 @@ def check_keys(name: str, expected: Mapping[str, torch.Tensor], weights: Mapping
 
 
 def check_finite(name: str, weights: Mapping[str, torch.Tensor]) -> None:
-    """Raises ValueError if a tensor is not floating point, or holds NaN or infinity."""
-    wrong = [f"{key} ({tensor.dtype})" for key, tensor in weights.items() if not tensor.is_floating_point()]
+    """Raises ValueError if a tensor's type is not in `DTYPES`, or if it holds NaN or infinity."""
+    known = [getattr(torch, dtype) for dtype in DTYPES]
+    wrong = [f"{key} ({tensor.dtype})" for key, tensor in weights.items() if tensor.dtype not in known]
     if wrong:
-        raise ValueError(f"{name}: weights must be floating point; got {_listed('others', wrong)}")
+        raise ValueError(
+            f"{name}: weights must be floating point ({', '.join(DTYPES)}); got {_listed('others', wrong)}. Save them in one of these types"
+        )
     broken = [key for key, tensor in weights.items() if not _is_finite(tensor)]
     if broken:
         raise ValueError(

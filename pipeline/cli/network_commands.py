@@ -226,7 +226,7 @@ def convert_checkpoint(
 
         try:
             checkpoint.convert(source, target, trust_pickle=trust_pickle, dtype=dtype)
-        except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: the hub
+        except (ValueError, OSError) as error:
             raise CheckpointError(str(error)) from error
         typer.echo(target)
 

@@ -168,7 +168,10 @@ def _from_store(uri: str, storage: StorageConfig) -> Path:
     found = [info for info in store.list("", recursive=False) if WANTED.fullmatch(info.key)]
     if not found:
         raise CheckpointError(f"checkpoint {uri} has no object such as config.json", uri=uri)
-    copies = {info.key: Path(fetch(store.uri(info.key), storage)) for info in found}
+    try:
+        copies = {info.key: Path(fetch(store.uri(info.key), storage)) for info in found}
+    except FileNotFoundError as error:  # deleted since it was listed
+        raise CheckpointError(f"checkpoint {uri}: {error}", uri=uri) from None
     folder = cache_folder() / "encoders" / stable_hash(sorted(map(str, copies.values())))
     if not folder.is_dir():
         made = folder.with_name(f"{folder.name}.{secrets.token_hex(8)}.part")  # each actor of a machine makes its own

@@ -75,7 +75,10 @@ def open_table(uri: str, key: str | None, storage: StorageConfig) -> Table:
     Raises:
         InputError: not such a table.
     """
-    path = Path(fetch(uri, storage) if is_remote(uri) else uri)
+    try:
+        path = Path(fetch(uri, storage) if is_remote(uri) else uri)
+    except FileNotFoundError as error:
+        raise InputError(f"{error}; expected a Parquet or safetensors table") from None
     if not path.is_file():
         raise InputError(f"{uri} is not a file; expected a Parquet or safetensors table")
     if path.suffix == ".safetensors":

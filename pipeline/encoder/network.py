@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import model
-from model.registry import FAMILIES
+from model.registry import FAMILIES, lacking
 from pipeline.errors import AccessError, CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from model.interface import LatentSpec
     from pipeline.config import ModelConfig
@@ -43,7 +43,7 @@ def identify(config: ModelConfig, *, moments: bool = False) -> Network:
         AccessError: the hub refused access or could not be reached.
     """
     load_torch()
-    with _foreign_errors(config):
+    with _foreign_errors():
         identity = model.identify(config.name, config.checkpoint, config.config, untrained=config.untrained)
     return network_of(identity, moments=moments)
 
@@ -70,7 +70,8 @@ def known_spec(config: ModelConfig) -> LatentSpec | None:
     Raises:
         ConfigError: unknown network; lists the known ones.
     """
-    if config.name in FAMILIES and config.config is None:
+    partial = config.checkpoint is not None and config.name in FAMILIES and lacking(config.name, config.config)
+    if partial or (config.name in FAMILIES and config.config is None):
         return None
     try:
         return model.spec(config.name, config.config)
@@ -101,8 +102,16 @@ def load_torch() -> Any:
     return torch
 
 
-def load_vae(config: ModelConfig, device: str, compute_dtype: str, *, compiled: bool = False) -> Any:
-    """Loads the network on its device. `compiled`: its steps run through `torch.compile`; see `compiling.prepare_compiler`.
+def load_vae(
+    config: ModelConfig,
+    device: str,
+    compute_dtype: str,
+    *,
+    compiled: bool = False,
+    defaults: Mapping[str, Any] | None = None,
+) -> Any:
+    """Loads the network on its device. `compiled`: its steps run through `torch.compile`; see `compiling.prepare_compiler`. `defaults`: as
+    for `model.load`.
 
     Raises:
         ConfigError: CUDA requested without a CUDA device.
@@ -112,7 +121,7 @@ def load_vae(config: ModelConfig, device: str, compute_dtype: str, *, compiled: 
     torch = load_torch()
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"model.device: {device} was requested, but torch finds no CUDA device; use cpu or auto")
-    with _foreign_errors(config):
+    with _foreign_errors():
         return model.load(
             config.name,
             config.checkpoint,
@@ -121,20 +130,19 @@ def load_vae(config: ModelConfig, device: str, compute_dtype: str, *, compiled: 
             dtype=getattr(torch, compute_dtype),
             untrained=config.untrained,
             compile=compiled,
+            defaults=defaults,
         )
 
 
 @contextmanager
-def _foreign_errors(config: ModelConfig) -> Iterator[None]:
+def _foreign_errors() -> Iterator[None]:
     """Converts errors of `model` while weights are read into Lathe's."""
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
-        raise CheckpointError(f"model: {error}") from error
-    except RuntimeError as error:
-        if not (config.checkpoint or "").startswith("hf://"):
-            raise
+    except ConnectionError as error:
         raise AccessError(f"model.checkpoint: {error}") from error
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"model: {error}") from error
 
 
 def describe_network(vae: Any) -> dict[str, Any]:

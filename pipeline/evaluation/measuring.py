@@ -219,9 +219,7 @@ class Findings:
 def _loaded(flag: str, uri: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
-    except (ValueError, FileNotFoundError) as error:
-        raise CheckpointError(f"{flag} {uri}: {error}") from error
-    except RuntimeError as error:
-        if not uri.startswith("hf://"):
-            raise
+    except ConnectionError as error:
         raise AccessError(f"{flag} {uri}: {error}") from error
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{flag} {uri}: {error}") from error

@@ -47,7 +47,8 @@ def forecast_job(job: EncodeJob) -> Forecast:
     spec = known_spec(job.model)
     if spec is None:
         raise ConfigError(
-            f"model.name: {job.model.name!r} is a family of networks; a plan needs its configuration (model.config) or a registered network"
+            f"model.name: {job.model.name!r} is a family of networks; a plan needs its whole configuration (model.config) or a "
+            "registered network"
         )
     rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
     rules = with_images(rules, job.images, job.clips, spec.network)

@@ -61,14 +61,14 @@ class LatentDecoder:
         """
         self._torch = load_torch()
         source = _source(encoder, checkpoint)
-        config = validate(
-            ModelConfig,
-            {"name": encoder["network"], "config": encoder["checkpoint"]["config"], "device": device, **source},
-        )
+        recorded = encoder["checkpoint"]["config"]
+        # Another checkpoint may have another decoder, with a configuration of its own; keys that the latents depend on stay as recorded.
+        forced = recorded if checkpoint is None else encoder["config"]
+        config = validate(ModelConfig, {"name": encoder["network"], "config": forced, "device": device, **source})
         cuda = device.startswith("cuda") or (device == "auto" and cuda_available())
         where, dtype = resolve_device(device, compute_dtype, cuda=cuda)
         try:
-            self.vae = load_vae(config, where, dtype)
+            self.vae = load_vae(config, where, dtype, defaults=None if checkpoint is None else recorded)
         except CheckpointError as error:
             if checkpoint is not None:
                 raise

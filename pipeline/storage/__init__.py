@@ -191,7 +191,7 @@ class Store(ABC):
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Creates the object. Returns False if there is one with other bytes, True if it holds `data` now.
 
-        Without `conditional_writes()` this guarantees nothing.
+        Without `conditional_writes()` two writers at once may both get True, and the later object stays: read back what you wrote.
         """
 
     @abstractmethod

@@ -31,7 +31,8 @@ def fetch(uri: str, config: StorageConfig | None = None) -> str:
     Processes that need the same checkpoint at the same time wait for the first of them; a killed download leaves no partial file.
 
     Raises:
-        CheckpointError: no such object, or the cache folder cannot be written.
+        FileNotFoundError: no such object.
+        CheckpointError: the cache folder cannot be written.
         AccessError: the bucket, the credentials or the endpoint are refused.
         StorageUnavailable: the store failed after all tries.
     """
@@ -39,7 +40,7 @@ def fetch(uri: str, config: StorageConfig | None = None) -> str:
     try:
         info = stat_uri(uri, config)
     except NotFound:
-        raise CheckpointError(f"checkpoint {uri} does not exist; check the key", uri=uri) from None
+        raise FileNotFoundError(f"{uri} does not exist; check the key") from None
     name = re.sub(r"[^A-Za-z0-9._-]", "_", uri.rpartition("/")[2])
     folder = cache_folder() / "checkpoints" / stable_hash([uri, info.etag, info.size])
     path = folder / name

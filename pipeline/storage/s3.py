@@ -46,6 +46,7 @@ MiB = 1024 * 1024
 BLOCK_BYTES = 64 * 1024
 # With two, one start in a hundred was refused, as if the address were wrong, where a store breaks a tenth of its answers.
 PREFLIGHT_TRIES = 5
+UNKNOWN_HEADER = {400, 501}  # answers of servers that do not know `If-None-Match`
 # "auto" would pick the CRT client on some machines, which sends transfers for custom endpoints to AWS.
 UPLOADS = TransferConfig(
     multipart_threshold=16 * MiB, multipart_chunksize=16 * MiB, max_concurrency=4, preferred_transfer_client="classic"
@@ -139,8 +140,21 @@ class S3Store(Store):
             client.put_object(**self._object(key), Body=data)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """PUT with `If-None-Match: *`. A 412 may be the answer to our own repeated request, so the object is read back."""
-        check_key(key)
+        """PUT with `If-None-Match: *`. On a store found to be without conditional writes: a GET, then a plain PUT."""
+        if self._conditional is not False:
+            try:
+                return self._create(check_key(key), data)
+            except AccessError as error:
+                if http_status(error.__cause__) not in UNKNOWN_HEADER or self.conditional_writes():
+                    raise
+        try:
+            return self.read(check_key(key)) == data
+        except NotFound:
+            self.write(key, data)
+            return True
+
+    def _create(self, key: str, data: bytes) -> bool:
+        """The conditional PUT. A 412 may be the answer to our own repeated request, so the object is read back."""
         patience = patience_of(self._config)
         while True:
             try:
@@ -227,11 +241,11 @@ class S3Store(Store):
             key = f"{PROBE}{uuid.uuid4().hex}"
             self.write(key, b"first")
             try:
-                self._conditional = not self.put_if_absent(key, b"second")
+                self._conditional = not self._create(key, b"second")
             except AccessError as error:
-                if http_status(error.__cause__) not in {400, 501}:
+                if http_status(error.__cause__) not in UNKNOWN_HEADER:
                     raise
-                self._conditional = False  # the server does not know the header
+                self._conditional = False
             finally:
                 self.delete(key)
         return self._conditional

@@ -129,9 +129,11 @@ def learn(prepared: PreparedRun, device: str, on_step: OnStep) -> Path:
     except (ValueError, ModuleNotFoundError) as error:
         raise ConfigError(_last_words(error)) from error
     except OSError as error:
-        # `model.checkpoint` raises FileNotFoundError without errno for the weights a run starts from
-        if isinstance(error, FileNotFoundError) and error.errno is None and not str(error).startswith(WRAPPED):
-            raise CheckpointError(f"start: {error}") from error
+        # `model.checkpoint` raises these without errno for the weights a run starts from
+        start = isinstance(error, FileNotFoundError | PermissionError | ConnectionError) and error.errno is None
+        if start and not str(error).startswith(WRAPPED):
+            kind = AccessError if isinstance(error, ConnectionError) else CheckpointError
+            raise kind(f"start: {error}") from error
         raise _failed_io(error, prepared.folder) from error
     except RuntimeError as error:
         if (known := _known_failure(error)) is None:
@@ -194,9 +196,9 @@ def _lpips(job: TrainJob) -> LPIPS | None:
 
     try:
         return load_lpips(job.lpips.features, job.lpips.heads)
-    except RuntimeError as error:  # the hub
+    except ConnectionError as error:
         raise AccessError(f"lpips: {error}") from error
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"lpips: {error}") from error
 
 

@@ -175,6 +175,12 @@ def test_invalid_names_checkpoints_and_devices_are_refused():
     with pytest.raises(ConfigError, match="leanvae-dim16"):
         known_spec(ModelConfig(name="nonesuch", untrained=0))
     assert known_spec(ModelConfig(name="leanvae", checkpoint="x.safetensors")) is None
+    partial = {"ista_iter_num": 2}  # the checkpoint may have the rest
+    assert known_spec(ModelConfig(name="leanvae", checkpoint="x.safetensors", config=partial)) is None
+    assert known_spec(ModelConfig(name="diffusers", checkpoint="x.safetensors", config={"scaling_factor": 1})) is None
+    assert known_spec(ModelConfig(name="leanvae", checkpoint="x.safetensors", config=TINY_NETWORK)) is not None
+    with pytest.raises(ConfigError, match="missing: latent_dim"):
+        known_spec(ModelConfig(name="leanvae", untrained=0, config=partial))
     with pytest.raises(CheckpointError, match="nowhere"):
         Encoder(ModelConfig(checkpoint="nowhere.safetensors"), "cpu", "float32")
     assert resolve_device("auto", "auto", cuda=True) == ("cuda", "bfloat16")

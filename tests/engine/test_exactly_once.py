@@ -10,10 +10,13 @@ import pytest
 import pipeline
 from pipeline.config import StorageConfig
 from pipeline.errors import NothingEncoded, RejectBudgetExceeded
+from pipeline.operate.publish import PublishOptions, publish
 from pipeline.operate.status import status
+from pipeline.operate.takedown import take_down, undo
 from pipeline.operate.verify import verify_output
 from pipeline.storage import open_store
 from tests import forked_command
+from tests.careless_store import CarelessStore
 from tests.engine.test_inline import assert_same_rows
 from tests.tiny_corpus import receipts, rows, tiny_flags, tiny_job, video_bytes, write_tar
 
@@ -91,6 +94,25 @@ def test_two_builds_at_once_on_a_store_without_conditional_writes(folder, clean,
     two_at_once(folder, s3.root + "/out", dict(os.environ))
     report = verify_output(open_store(s3.root + "/out", StorageConfig()))
     assert (report.ok, report.rows) == (True, len(clean)), report.problems
+
+
+def test_a_store_that_refuses_conditions_takes_builds_snapshots_and_takedowns(folder, clean, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
+    with CarelessStore(put_answers=(501,) * 999) as server:
+        storage = StorageConfig(endpoint_url=server.endpoint)
+        job = tiny_job(folder, "s3://bucket/out", f"storage.endpoint_url={server.endpoint}")
+        report = pipeline.encode(job)
+        assert any("the store has no conditional writes" in notice for notice in report.notices)
+        assert pipeline.encode(job).shards_done == 0
+        assert_same_rows(clean, rows("s3://bucket/out", storage))
+        store = open_store("s3://bucket/out", storage)
+        published = publish(store, PublishOptions())
+        assert any("cannot refuse a second publisher" in notice for notice in published.notices)
+        assert published.snapshot.counts["rows"] == len(clean)
+        record = take_down(store, [str(folder / "a.mp4")], reason="asked", by="ann")["record"]
+        assert undo(store, record, reason="mistake", by="ann")
+        assert len(server.put_answers) > 900, "each command asks once"
 
 
 def test_a_touched_file_gives_no_second_row(tmp_path):

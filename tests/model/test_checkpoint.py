@@ -164,6 +164,17 @@ def test_convert_can_store_float16(golden, vae, tmp_path):
         checkpoint.convert(save(tmp_path, {"state_dict": huge}), out, dtype="float16")
 
 
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_convert_keeps_counters_of_norms_and_refuses_nan(tmp_path, dtype):
+    counted = {"bn.running_var": torch.ones(2), "bn.num_batches_tracked": torch.tensor(3)}
+    out = tmp_path / "out.safetensors"
+    checkpoint.convert(save(tmp_path, counted), out, dtype=dtype)
+    assert checkpoint.read(str(out)).weights["bn.num_batches_tracked"].equal(torch.tensor(3))
+    broken = save(tmp_path, {**counted, "bn.running_var": torch.full((2,), torch.nan)})
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        checkpoint.convert(broken, out, dtype=dtype)
+
+
 @pytest.mark.parametrize("keep", [0, 10, 0.5, 0.999])
 @pytest.mark.parametrize("name", ["w.ckpt", "w.safetensors"])
 def test_damaged_files_are_refused(golden, tmp_path, name, keep):
@@ -190,6 +201,14 @@ def test_a_text_file_is_not_a_checkpoint(golden, tmp_path):
         ({"state_dict": {}}, "holds no tensors"),
         ({"step": 3, "model": {"a": torch.zeros(1)}}, "not tensors: step, model"),
         ({"args": "x", "state_dict": {"a": torch.zeros(1)}}, "args must be a dict or argparse.Namespace, got str"),
+        ({"state_dict": None}, "holds no tensors: got a NoneType"),
+        ({"state_dict": 3}, "holds no tensors: got a int"),
+        ({"ema_state_dict": 3, "state_dict": {"a": torch.zeros(1)}}, "holds no tensors: got a int"),
+        ({"ema_state_dict": torch.zeros(2)}, "holds no tensors: got a Tensor"),
+        ({"state_dict": {0: torch.zeros(1)}}, "keys that are not names: 0;"),
+        ({0: torch.zeros(1), "b": torch.zeros(1)}, "keys that are not names: 0;"),
+        ({"a": torch.ones(2, 2).to_sparse()}, r"sparse or without values \(meta\): a;"),
+        ({"a": torch.zeros(2, device="meta")}, r"sparse or without values \(meta\): a;"),
     ],
 )
 def test_unknown_layouts_are_refused(tmp_path, content, words):
@@ -197,10 +216,10 @@ def test_unknown_layouts_are_refused(tmp_path, content, words):
         model.load("leanvae-dim4", save(tmp_path, content))
 
 
-@pytest.mark.parametrize("text", ["{", "[1]"])
+@pytest.mark.parametrize("text", [b"{", b"[1]", b"\xff\xfe"])
 def test_a_config_json_that_is_not_an_object_is_refused(golden, tmp_path, text):
     save_file(golden.weights, tmp_path / "w.safetensors")
-    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "config.json").write_bytes(text)
     with pytest.raises(ValueError, match=r"configuration in .*config\.json"):
         model.load("leanvae", str(tmp_path / "w.safetensors"))
 
@@ -232,9 +251,10 @@ def test_non_finite_weights_are_refused(golden, value):
         model.from_state_dict("leanvae", golden.config, weights)
 
 
-def test_integer_weights_are_refused(golden):
-    weights = {**golden.weights, "latent_bottleneck.phi": golden.weights["latent_bottleneck.phi"].to(torch.int8)}
-    with pytest.raises(ValueError, match=r"floating point.*latent_bottleneck.phi \(torch.int8\)"):
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_of_other_types_are_refused(golden, dtype):
+    weights = {**golden.weights, "latent_bottleneck.phi": golden.weights["latent_bottleneck.phi"].to(dtype)}
+    with pytest.raises(ValueError, match=rf"floating point.*latent_bottleneck.phi \({dtype}\)"):
         model.from_state_dict("leanvae", golden.config, weights)
 
 
@@ -280,6 +300,30 @@ def test_a_registered_fetcher_is_used_for_its_scheme(golden, vae, tmp_path, monk
     shutil.rmtree(meta)
     with pytest.raises(ValueError, match="no fetcher for shelf"):
         model.load("leanvae", "shelf://vae/weights.ckpt")
+
+
+def test_a_registered_fetcher_gives_the_configuration_beside_the_weights(golden, vae, tmp_path, monkeypatch):
+    asked = []
+
+    def fetched(uri):
+        asked.append(uri)
+        if uri not in {"shelf://vae/w.safetensors", "shelf://vae/config.json", "shelf://alone/w.safetensors"}:
+            raise FileNotFoundError(uri)
+        return tmp_path / uri.partition("://")[2]
+
+    entry = argparse.Namespace(name="shelf", load=lambda: fetched)
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group, name=None: [entry])
+    for folder in ("vae", "alone"):
+        (tmp_path / folder).mkdir()
+        save_file(golden.weights, tmp_path / folder / "w.safetensors")
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(golden.config))
+    loaded = model.load("leanvae", "shelf://vae/w.safetensors")
+    assert loaded.config == vae.config
+    with pytest.raises(ValueError, match=r"shelf://alone/w.safetensors contains none and has no config.json beside it"):
+        model.identify("leanvae", "shelf://alone/w.safetensors")
+    asked.clear()
+    assert model.identify("leanvae", "shelf://alone/w.safetensors", vae.config).sha256 == vae.sha256
+    assert asked == ["shelf://alone/w.safetensors"], "a whole configuration needs no other"
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

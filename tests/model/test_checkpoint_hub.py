@@ -13,8 +13,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 from safetensors.torch import save as safetensors_bytes
+from safetensors.torch import save_file
 
 import model
+from model import checkpoint
+from model.checkpoint import _from_hub
+from model.registry import complete
+from pipeline.config import ModelConfig
+from pipeline.encoder import identify
+from pipeline.errors import AccessError, CheckpointError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -113,15 +120,44 @@ def test_config_json_beside_hub_weights_is_used(hub, golden, vae):
     assert loaded.weights_sha256 == vae.weights_sha256
 
 
+def test_a_partial_configuration_overrides_that_beside_the_weights(hub, golden, tmp_path):
+    save_file(golden.weights, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({**golden.config, "value_range": [-1.0, 1.0]}))
+    hub.RequestHandlerClass.files["tiny/config.json"] = (tmp_path / "config.json").read_bytes()
+    for uri in ("hf://someone/vae/tiny/model.safetensors", str(tmp_path)):
+        found = model.identify("leanvae", uri, {"ista_layer_num": golden.config["ista_layer_num"]})
+        assert found.config == {**complete("leanvae", golden.config), "value_range": [-1.0, 1.0]}
+        assert model.identify("leanvae", uri, {"value_range": [-0.5, 0.5]}).config["value_range"] == [-0.5, 0.5]
+
+
+def test_a_whole_configuration_asks_the_hub_for_the_weights_only(hub, golden, monkeypatch):
+    asked = []
+    monkeypatch.setattr(checkpoint, "_from_hub", lambda *parts: asked.append(parts) or _from_hub(*parts))
+    model.identify("leanvae", "hf://someone/vae/alone/model.safetensors", complete("leanvae", golden.config))
+    assert asked == [("someone/vae", "alone/model.safetensors", None)]
+
+
+def test_only_refusals_of_the_hub_are_errors_of_access(hub, golden):
+    phi = golden.weights["latent_bottleneck.phi"].to(torch.float8_e4m3fn)
+    narrow = {**golden.weights, "latent_bottleneck.phi": phi}
+    hub.RequestHandlerClass.files["alone/model.safetensors"] = safetensors_bytes(narrow)
+    for uri, error in (
+        ("hf://someone/vae/alone/model.safetensors", CheckpointError),
+        ("hf://someone/broken/w.ckpt", AccessError),
+    ):
+        with pytest.raises(error, match="model"):
+            identify(ModelConfig(name="leanvae", checkpoint=uri, config=golden.config))
+
+
 @pytest.mark.parametrize(
     ("uri", "error", "words"),
     [
         ("hf://someone/vae/other.ckpt", FileNotFoundError, "no such file or revision"),
         ("hf://someone/vae/LeanVAE.ckpt@v9", FileNotFoundError, "no such file or revision"),
         ("hf://nobody/vae/LeanVAE.ckpt", FileNotFoundError, "no such repository, or it is private"),
-        ("hf://someone/gated/LeanVAE.ckpt", RuntimeError, "access is restricted"),
-        ("hf://someone/broken/LeanVAE.ckpt", RuntimeError, "the hub answered 400"),
-        ("hf://someone/half/LeanVAE.ckpt", RuntimeError, "the hub answered 400"),
+        ("hf://someone/gated/LeanVAE.ckpt", ConnectionError, "access is restricted"),
+        ("hf://someone/broken/LeanVAE.ckpt", ConnectionError, "the hub answered 400"),
+        ("hf://someone/half/LeanVAE.ckpt", ConnectionError, "the hub answered 400"),
         ("hf://someone/vae", ValueError, r"expected hf://owner/repo/file\[@revision\]"),
     ],
 )
@@ -134,5 +170,5 @@ def test_an_unreachable_hub_is_an_error(hub, monkeypatch):
     hub.shutdown()
     hub.server_close()
     monkeypatch.setattr("time.sleep", lambda _: None)  # the client's own back-off: half a minute
-    with pytest.raises(RuntimeError, match="could not be reached"):
+    with pytest.raises(ConnectionError, match="could not be reached"):
         model.load("leanvae", "hf://someone/vae/LeanVAE.ckpt")

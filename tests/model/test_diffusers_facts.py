@@ -157,6 +157,7 @@ def test_constants_come_from_the_configuration():
     ("name", "change", "words"),
     [
         ("sd", {"_class_name": None}, r"names the class None.*expected one of AutoencoderKLWan, .*AutoencoderKL\. "),
+        ("sd", {"_class_name": ["AutoencoderKL"]}, r"names the class \['AutoencoderKL'\]"),
         ("sd", {"_class_name": "AutoencoderOobleck"}, "names the class 'AutoencoderOobleck'"),
         (
             "sd",
@@ -188,6 +189,9 @@ def test_constants_come_from_the_configuration():
         ("wan-2.1", {"temperal_downsample": [True, True, True]}, "must be true for 2 of its first 3 stages"),
         ("wan-2.2", {"in_channels": 3}, "in_channels must be 12; got 3"),
         ("mochi", {"in_channels": 3}, "in_channels must be 15; got 3"),
+        ("mochi", {"spatial_expansions": [None]}, "spatial_expansions must be a whole number of at least 1, got None"),
+        ("vidtok", {"tempo_ds": 1}, "tempo_ds must be a list, got 1"),
+        ("cosmos", {"latents_mean": 3}, "latents_mean must be a list, got 3"),
         ("cosmos", {"temporal_compression_ratio": 8.0}, "temporal_compression_ratio must be a whole number"),
     ],
 )

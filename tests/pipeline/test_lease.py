@@ -15,7 +15,7 @@ from pipeline.storage.local import LocalStore
 from pipeline.storage.s3 import S3Store
 from tests.careless_store import CarelessStore
 
-STORES = ["local", "moto", "s3", "careless"]
+STORES = ["local", "moto", "s3", "careless", "refusing"]
 KILLED = LeaseRecord("night", "old", "lathe nightly", "ann", "far", 7, "2026-01-01", "2026-01-01", ttl_s=-10.0)
 """What a killed holder leaves; its duration is over at once."""
 
@@ -28,12 +28,18 @@ def careless(monkeypatch):
         yield server
 
 
+@pytest.fixture
+def refusing(careless):
+    careless.put_answers = [501] * 99
+    return careless
+
+
 @pytest.fixture(params=STORES)
 def store(request, tmp_path):
     if request.param == "local":
         return open_store(str(tmp_path / "out"), StorageConfig())
-    if request.param == "careless":
-        endpoint = request.getfixturevalue("careless").endpoint
+    if request.param in ("careless", "refusing"):
+        endpoint = request.getfixturevalue(request.param).endpoint
         return open_store("s3://bucket/out", StorageConfig(endpoint_url=endpoint))
     server = request.getfixturevalue(request.param)
     return open_store(f"{server.root}/out", server.config())

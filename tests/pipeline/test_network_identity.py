@@ -16,6 +16,9 @@ from pipeline.engine.worker.build_context import make_context
 from pipeline.errors import CheckpointError
 from pipeline.format.index import METADATA_KEY
 from pipeline.look.preview import preview
+from pipeline.look.showing import LatentDecoder
+from tests.model.conftest import FIXTURES
+from tests.model.diffusers_networks import TINY
 from tests.tiny_corpus import TINY_NETWORK, make_corpus, receipts, tiny_job
 
 
@@ -111,7 +114,7 @@ def test_decoder_weights_are_not_in_the_fingerprint(corpus, checkpoint, tmp_path
 
 def test_unreadable_checkpoint_is_refused_as_in_loading(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"nothing")
-    for path in (tmp_path / "w.safetensors", tmp_path / "absent.safetensors"):
+    for path in (tmp_path / "w.safetensors", tmp_path / "absent.safetensors", tmp_path / ("long" * 100)):
         with pytest.raises(CheckpointError, match="model: "):
             identify(ModelConfig(name="wfvae-s", checkpoint=str(path)))
 
@@ -132,3 +135,23 @@ def test_preview_accepts_other_decoder_weights_with_a_notice_and_refuses_other_e
     wrong = checkpoint("wrong", "encoder.")
     with pytest.raises(CheckpointError, match=r"wrong\.safetensors are not those the latents were made with"):
         preview(str(output), StorageConfig(), clips=1, checkpoint=wrong)
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "other"),
+    [
+        ("leanvae", TINY_NETWORK, {"ista_iter_num": 3}),
+        ("wfvae", json.loads((FIXTURES / "wfvae-tiny.json").read_text())["config"], {"decoder_num_resblocks": 1}),
+        ("diffusers", TINY["wan-2.1"], {"decoder_base_dim": 16}),
+    ],
+)
+def test_preview_accepts_a_decoder_with_a_configuration_of_its_own(family, config, other, tmp_path):
+    found = identify(ModelConfig(name=family, config=config, untrained=0))
+    vae = model.load(family, config={**config, **other}, untrained=0)
+    weights = {key: value.detach().clone() for key, value in vae._module().state_dict().items()}
+    save_file(weights, tmp_path / "replaced.safetensors", {"config": json.dumps({**config, **other})})
+    encoder = {**found.identity, "checkpoint": found.provenance}
+    screen = LatentDecoder(encoder, str(tmp_path / "replaced.safetensors"), "cpu")
+    assert screen.vae.weights_sha256 == vae.weights_sha256
+    assert screen.vae.config == vae.config
+    assert "another decoder" in screen.notices[0]

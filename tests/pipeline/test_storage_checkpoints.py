@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from safetensors.torch import save
 
+import model
+from pipeline.config import ModelConfig
+from pipeline.encoder import identify
 from pipeline.errors import AccessError, CheckpointError
 from pipeline.storage import open_store
 from pipeline.storage.checkpoints import cache_folder, fetch
 from tests.faulty_proxy import Fault, FaultyProxy, always
+from tests.model.diffusers_networks import TINY
+from tests.tiny_corpus import TINY_NETWORK
 
 if TYPE_CHECKING:
     from tests.conftest import S3Server
@@ -43,6 +50,24 @@ def test_a_checkpoint_is_downloaded_once(s3: S3Server, cache: Path) -> None:
         assert fetch(f"{s3.root}/models/lean vae.ckpt", config) == path
         assert [method for method, _ in proxy.requests].count("GET") == before
     assert files(cache) == [Path(path)]
+
+
+@pytest.mark.parametrize(("family", "config"), [("leanvae", TINY_NETWORK), ("diffusers", TINY["sd"])])
+def test_the_configuration_beside_the_weights_is_used(s3: S3Server, family: str, config: dict[str, Any]) -> None:
+    store, uri = open_store(s3.root, s3.config()), f"{s3.root}/vae/w.safetensors"
+    vae = model.load(family, config=config, untrained=0)
+    store.write("vae/w.safetensors", save({key: value.clone() for key, value in vae._module().state_dict().items()}))
+    with pytest.raises(CheckpointError, match="configuration"):
+        identify(ModelConfig(name=family, checkpoint=uri))
+    store.write("vae/config.json", json.dumps(config).encode())
+    found = identify(ModelConfig(name=family, checkpoint=uri))
+    assert found.provenance["weights_sha256"] == vae.weights_sha256
+    assert found.provenance["config"] == vae.config
+    key, value = ("value_range", [-1.0, 1.0]) if family == "leanvae" else ("scaling_factor", 2.0)
+    partial = identify(ModelConfig(name=family, checkpoint=uri, config={key: value}))
+    assert partial.provenance["config"] == {**vae.config, key: value}
+    store.write("vae/config.json", json.dumps({**config, key: value}).encode())
+    assert identify(ModelConfig(name=family, checkpoint=uri)).identity == partial.identity, "read again when replaced"
 
 
 def test_the_entry_point_needs_only_the_uri(s3: S3Server) -> None:
@@ -93,9 +118,11 @@ def test_a_broken_download_leaves_nothing(s3: S3Server, cache: Path) -> None:
 def test_errors_that_a_person_must_fix_name_the_cause(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(CheckpointError, match=r"no/such\.ckpt"):
+    with pytest.raises(FileNotFoundError, match=r"no/such\.ckpt does not exist"):
         fetch(f"{s3.root}/no/such.ckpt")
-    with pytest.raises((AccessError, CheckpointError), match="no-such-bucket"):
+    with pytest.raises(CheckpointError, match=r"no/such\.ckpt does not exist"):
+        identify(ModelConfig(name="leanvae-dim4", checkpoint=f"{s3.root}/no/such.ckpt"))
+    with pytest.raises((AccessError, FileNotFoundError), match="no-such-bucket"):
         fetch("s3://no-such-bucket/x.ckpt")
     open_store(s3.root, s3.config()).write("x.ckpt", b"1")
     (tmp_path / "file").write_text("")

@@ -230,9 +230,31 @@ def test_stores_without_conditional_writes_are_detected() -> None:
         puts = server.puts
         assert not store.conditional_writes()
         assert server.puts == puts, "asked once"
-    with CarelessStore(put_answers=(501,) * 9) as server:
-        assert not open_store("s3://bucket", careless(server)).conditional_writes()
-        assert server.objects == {}
+
+
+@pytest.mark.parametrize("code", [400, 501])
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_store_that_refuses_conditions_is_looked_at_before_a_plain_put(code: int, asked: bool) -> None:
+    with CarelessStore(put_answers=(code,) * 9) as server:
+        store = open_store("s3://bucket", careless(server))
+        if asked:
+            assert not store.conditional_writes()
+            assert server.objects == {}
+        assert store.put_if_absent("x", b"mine")
+        assert not store.put_if_absent("x", b"theirs")
+        assert store.put_if_absent("x", b"mine")
+        assert server.objects == {"/bucket/x": b"mine"}
+        assert len(server.put_answers) == (8 if asked else 7), "asked once"
+
+
+def test_a_refused_create_is_an_error_if_the_store_has_conditions(moto: S3Server) -> None:
+    with FaultyProxy(moto.address) as proxy:
+        store = open_store(moto.root, through(proxy))
+        body = b"<Error><Code>InvalidArgument</Code></Error>"
+        proxy.rule = lambda method, target, _: Fault("status", code=400, body=body) if target.endswith("/x") else None
+        with pytest.raises(AccessError, match="InvalidArgument"):
+            store.put_if_absent("x", b"mine")
+        assert store.conditional_writes()
 
 
 def test_a_conflict_is_retried() -> None:

@@ -304,10 +304,20 @@ def test_a_non_finite_loss_ends_the_run_naming_step_and_clips(tmp_path):
     assert "synthetic/0/" in str(error)
 
 
-def test_missing_or_wrong_weights_are_named(tmp_path):
-    gone = learned(tmp_path / "a", overrides={"start": {"weights": str(tmp_path / "gone.safetensors")}})
+def test_missing_unreadable_or_wrong_weights_are_named(tmp_path, monkeypatch):
+    start = {"start": {"weights": str(tmp_path / "gone.safetensors")}}
+    gone = learned(tmp_path / "a", overrides=start)
     assert gone.exit_code == 2
     assert "gone.safetensors" in str(gone)
+
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied", path)  # permissions do not bind root, who may run this
+
+    with monkeypatch.context() as patched:
+        patched.setattr("model.checkpoint.fetch", refused)
+        locked = learned(tmp_path / "c", overrides=start)
+    assert locked.exit_code == 2
+    assert "gone.safetensors cannot be read: Permission denied; check" in str(locked)
     save_file({"features.0.weight": np.zeros((1,), np.float32)}, tmp_path / "vgg.safetensors")
     other = learned(tmp_path / "b", lpips=str(tmp_path / "vgg.safetensors"))
     assert str(other).startswith("lpips: ")

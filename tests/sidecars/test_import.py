@@ -14,11 +14,13 @@ from safetensors.torch import save_file
 
 from pipeline.config import StorageConfig
 from pipeline.embedding.importing import ImportReport, ImportRequest, import_table
+from pipeline.embedding.table import open_table
 from pipeline.embedding.upkeep import list_sets
 from pipeline.errors import ConfigError, InputError
 from pipeline.loader import LatentDataset, LatentLoader
 from pipeline.sidecars.names import key_of
 from pipeline.sidecars.reading import SidecarReader
+from tests.conftest import S3Server
 from tests.loader.outputs import SHORT, Output, clip_of, write_output
 from tests.sidecars.sets import copied
 
@@ -192,12 +194,14 @@ def test_a_key_twice_or_other_tensors_for_it_are_refused(output: Output, tmp_pat
     assert imported(output, by_id(output, tmp_path)).present == 4
 
 
-def test_what_is_not_a_table_is_refused(output: Output, tmp_path: Path) -> None:
+def test_what_is_not_a_table_is_refused(output: Output, moto: S3Server, tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"nothing")
     with pytest.raises(InputError, match="cannot be read as Parquet"):
         imported(output, str(tmp_path / "x.parquet"))
     with pytest.raises(InputError, match="is not a file"):
         imported(output, str(tmp_path / "nowhere.parquet"))
+    with pytest.raises(InputError, match=r"nowhere.parquet does not exist; check the key; expected a Parquet"):
+        open_table(f"{moto.root}/nowhere.parquet", None, moto.config())
     (tmp_path / "x.safetensors").write_bytes(b"\xff" * 20)
     with pytest.raises(InputError, match="cannot be read as safetensors"):
         imported(output, str(tmp_path / "x.safetensors"))
