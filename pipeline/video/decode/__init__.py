@@ -7,7 +7,7 @@ in a player. Single-threaded: videos are decoded in parallel, not frames. Raises
 file cannot be read.
 
 - `encoded_file`, `read_mark`: the bytes as a file for libav; whether a decoder is inside a read
-- `container`, `stream_choice`: opening a container and choosing its video stream
+- `container`, `stream_choice`, `description`: opening a container and choosing its video stream; what libav says of it
 - `encryption`, `lookalikes`, `refusals`: why a video cannot be opened
 - `ebml`, `matroska_crop`: Matroska elements; Matroska files that libav refuses
 - `packets`, `packet_table`, `clock`, `bitstream`, `h264_pictures`: which frame each packet shows, and when

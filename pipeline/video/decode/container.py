@@ -20,10 +20,11 @@ import av.error
 from pipeline.errors import DamagedInput, PolicyReject
 from pipeline.records import video_counts
 from pipeline.video.decode.cropping import Margins, container_margins
+from pipeline.video.decode.description import count_videos
 from pipeline.video.decode.encoded_file import open_encoded, storage_error
 from pipeline.video.decode.matroska_crop import PatchedFile, hide_impossible_crops
 from pipeline.video.decode.read_mark import READING
-from pipeline.video.decode.stream_choice import choose, count_packets
+from pipeline.video.decode.stream_choice import MOVING_PACKETS, choose, count_packets
 
 if TYPE_CHECKING:
     from pipeline.config import DecodeConfig
@@ -34,6 +35,7 @@ FORMATS = (
     "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,flv,live_flv,asf,ogg,gif,apng,h264,hevc,vvc,av1,obu,ivf,yuv4mpegpipe,mxf,nut,dv,"
     "gxf,rm,wtv,mjpeg,mjpeg_2000,h263,vc1,cavsvideo,dirac,nsv"
 )
+HEADERLESS = ("mpegts", "mpeg", "flv")  # libav adds their streams when it meets them
 IO_BYTES = 256 * 1024  # PyAV's default of 32 kB means a call into Python for every 32 kB
 
 # What PyAV raises on broken input besides its own errors: ValueError and ArithmeticError from headers, OSError from the file.
@@ -129,7 +131,10 @@ def _libav_open(file: EncodedFile | PatchedFile, limits: DecodeConfig, hwaccel: 
 
 
 class OpenContainer:
-    """An open container and one of its video streams, set to decode in one thread. `warnings` are for the row."""
+    """An open container and one of its video streams, set to decode in one thread.
+
+    `others` are its other video streams that are not cover art, `warnings` are for the row.
+    """
 
     def __init__(self, video: bytes | str, limits: DecodeConfig, hwaccel: Any = None) -> None:
         """Opens `video` and chooses its stream: libav's best one that is not a still picture or cover art. `hwaccel`: PyAV's `HWAccel`.
@@ -147,11 +152,10 @@ class OpenContainer:
             with damage("undecodable", f"opening the container ({expected})", file=file):
                 self.container, self.file = _open(file, limits, hwaccel)
             with damage("undecodable", "listing the streams"):
-                self.stream, self.warnings = choose(
+                self.stream, self.others = choose(
                     self.container, lambda indices: _count_packets(video, limits, indices)
                 )
-            if isinstance(self.file, PatchedFile):
-                self.warnings = (*self.warnings, "bad_crop:impossible")
+            self.warnings = ("bad_crop:impossible",) if isinstance(self.file, PatchedFile) else ()
             with damage("undecodable", "reading the stream's header"):
                 self._prepare(limits)
         except BaseException:
@@ -176,6 +180,15 @@ class OpenContainer:
     def format_name(self) -> str:
         """Name of the container format, as libav gives it."""
         return str(self.container.format.name)
+
+    def extra_streams(self, packets: Counter[int]) -> int:
+        """Number of further moving streams. `packets`: how many each stream of `others` has, by index.
+
+        Called when all packets were read: a transport stream may list a stream only there.
+        """
+        listed = len(self.container.streams.video)
+        late = count_videos(self.container) - listed if self.format_name in HEADERLESS else 0
+        return sum(packets[stream.index] >= MOVING_PACKETS for stream in self.others) + max(0, late)
 
     def margins(self) -> Margins | None:
         """The cropping that the container has for its frames, if any."""

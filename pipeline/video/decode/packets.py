@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DamagedInput, PolicyReject
@@ -32,6 +33,7 @@ class Packets:
         ] = []  # as corrupt by the demuxer: transport packets are missing, or the file ends inside
         self.points, self.pos = array("q"), array("q")  # of points: packet and position in the file
         self.kinds = array("b")
+        self.of_others: Counter[int] = Counter()  # packets of the other video streams, by index
 
     def __len__(self) -> int:
         return len(self.pts)
@@ -44,8 +46,11 @@ class Packets:
         if codec == "h264":
             pictures = Pictures(stream.codec_context.extradata or b"")
             is_hidden = pictures.shows_none
-        for packet in opened.container.demux(stream):
+        for packet in opened.container.demux(stream, *opened.others):
             if packet.size == 0:
+                continue
+            if packet.stream_index != stream.index:
+                self.of_others[packet.stream_index] += 1
                 continue
             _check_frames(len(self) + 1, stream, limits)
             pts, dts = packet.pts, packet.dts
