@@ -75,6 +75,18 @@ def with_last_delta(mp4: bytes, delta: int) -> bytes:
     return rebuilt(lengthened, lambda k, c: _patched(c, 16, struct.pack(">I", total)) if k == b"mdhd" else c)
 
 
+def with_empty_sample(mp4: bytes, number: int) -> bytes:
+    """Sample `number` has size 0; its bytes are those of the sample before."""
+
+    def change(kind: bytes, contents: bytes) -> bytes:
+        if kind != b"stsz":
+            return contents
+        at = 12 + 4 * (number - 1)
+        return _patched(contents, at, struct.pack(">II", sum(struct.unpack_from(">II", contents, at)), 0))
+
+    return rebuilt(mp4, change)
+
+
 def with_clap(mp4: bytes, width: int, height: int, left_of_centre: float = 0, above_centre: float = 0) -> bytes:
     """A clean aperture of `width` x `height` whose centre is that far from the picture's."""
     clap = struct.pack(">IIIIiIiI", width, 1, height, 1, round(-left_of_centre * 2), 2, round(-above_centre * 2), 2)
