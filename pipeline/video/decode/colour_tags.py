@@ -70,5 +70,9 @@ def resolve(
         raise PolicyReject(
             "color_matrix", f"colour matrix {matrix} (H.273) is not one of BT.601, BT.709, BT.2020", stage="decode"
         )
-    kind: Literal["sdr", "pq", "hlg"] = "pq" if transfer == PQ else "hlg" if transfer == HLG else "sdr"
-    return Colour(name, RANGES.get(color_range, "untagged"), kind, warnings)
+    return Colour(name, RANGES.get(color_range, "untagged"), transfer_kind(transfer), warnings)
+
+
+def transfer_kind(transfer: int) -> Literal["sdr", "pq", "hlg"]:
+    """The kind of an H.273 transfer characteristic."""
+    return "pq" if transfer == PQ else "hlg" if transfer == HLG else "sdr"
