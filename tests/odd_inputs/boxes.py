@@ -90,13 +90,24 @@ def with_empty_sample(mp4: bytes, number: int) -> bytes:
 def with_clap(mp4: bytes, width: int, height: int, left_of_centre: float = 0, above_centre: float = 0) -> bytes:
     """A clean aperture of `width` x `height` whose centre is that far from the picture's."""
     clap = struct.pack(">IIIIiIiI", width, 1, height, 1, round(-left_of_centre * 2), 2, round(-above_centre * 2), 2)
+    return _described(mp4, box(b"clap", clap))
+
+
+def with_dolby_vision(mp4: bytes, profile: int, compatibility: int) -> bytes:
+    """A Dolby Vision configuration record (version 1.0, level 6, RPU and base layer)."""
+    record = struct.pack(">BBHB19x", 1, 0, profile << 9 | 6 << 3 | 0b101, compatibility << 4)
+    return _described(mp4, box(b"dvcC" if profile <= 7 else b"dvvC", record))
+
+
+def _described(mp4: bytes, extra: bytes) -> bytes:
+    """The box `extra` at the end of the sample entry."""
 
     def change(kind: bytes, contents: bytes) -> bytes:
         if kind != b"stsd":
             return contents
         entry = contents[8:]
         (size,) = struct.unpack_from(">I", entry)
-        return contents[:8] + box(entry[4:8], entry[8:size] + box(b"clap", clap)) + entry[size:]
+        return contents[:8] + box(entry[4:8], entry[8:size] + extra) + entry[size:]
 
     return rebuilt(mp4, change)
 

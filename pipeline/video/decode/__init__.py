@@ -154,7 +154,7 @@ class Video:
         context = stream.opened.stream.codec_context
         with damage("undecodable", "reading the first frame's orientation"):
             orientation = Orientation.of(first)
-        colour = first_colour(first, context, limits)
+        colour = first_colour(first, stream.opened, limits)
         decisions = apply_policies(colour, interlaced, limits)
         self._stream, self._table, self._decoded = stream, table, 0
         self._hardware: HardwareDecoder | None = None

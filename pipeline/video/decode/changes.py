@@ -10,16 +10,33 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PolicyReject
-from pipeline.video.decode.colour_tags import RGB, UNSPECIFIED, Colour, resolve, rgb_matrix, transfer_kind
+from pipeline.video.decode.colour_tags import (
+    RGB,
+    UNSPECIFIED,
+    Colour,
+    refuse_dolby_vision,
+    resolve,
+    rgb_matrix,
+    transfer_kind,
+)
 
 if TYPE_CHECKING:
     from pipeline.config import DecodeConfig
+    from pipeline.video.decode.container import OpenContainer
 
 ASPECT_TOLERANCE = 0.03
 
 
-def first_colour(first: Any, context: Any, limits: DecodeConfig) -> Colour:
-    """Colour of a video by the tags of its first frame, else by those of its stream. Raises as `resolve`."""
+def first_colour(first: Any, opened: OpenContainer, limits: DecodeConfig) -> Colour:
+    """Colour of a video by the tags of its first frame, else by those of its stream.
+
+    Raises:
+        PolicyReject: `color_matrix`.
+        DamagedInput: `undecodable`.
+    """
+    if (dolby_vision := opened.dolby_vision()) is not None:
+        refuse_dolby_vision(*dolby_vision)
+    context = opened.stream.codec_context
     return resolve(
         _first_tag(first.colorspace, context.colorspace),
         _first_tag(first.color_range, context.color_range, unknown=0),

@@ -20,7 +20,7 @@ import av.error
 from pipeline.errors import DamagedInput, PolicyReject
 from pipeline.records import video_counts
 from pipeline.video.decode.cropping import Margins, container_margins
-from pipeline.video.decode.description import count_videos
+from pipeline.video.decode.description import count_videos, dolby_vision
 from pipeline.video.decode.encoded_file import open_encoded, storage_error
 from pipeline.video.decode.matroska_crop import PatchedFile, hide_impossible_crops
 from pipeline.video.decode.read_mark import READING
@@ -36,6 +36,7 @@ FORMATS = (
     "gxf,rm,wtv,mjpeg,mjpeg_2000,h263,vc1,cavsvideo,dirac,nsv"
 )
 HEADERLESS = ("mpegts", "mpeg", "flv")  # libav adds their streams when it meets them
+DOLBY_VISION_CODECS = ("hevc", "av1")  # in H.264 it always has a compatible base layer
 IO_BYTES = 256 * 1024  # PyAV's default of 32 kB means a call into Python for every 32 kB
 
 # What PyAV raises on broken input besides its own errors: ValueError and ArithmeticError from headers, OSError from the file.
@@ -194,6 +195,13 @@ class OpenContainer:
         """The cropping that the container has for its frames, if any."""
         with damage("undecodable", "reading the container's cropping"):
             return container_margins(self.container, self.stream.index)
+
+    def dolby_vision(self) -> tuple[int, int] | None:
+        """Profile and compatibility id of Dolby Vision; None if the container names none."""
+        if self.stream.codec_context.codec.canonical_name not in DOLBY_VISION_CODECS:
+            return None
+        with damage("undecodable", "reading the container's description"):
+            return dolby_vision(self.container, self.stream.index)
 
     def close(self) -> None:
         """Closes the container and its file; safe to call twice."""

@@ -13,6 +13,7 @@ from av import logging as libav_log
 
 MAX_TAG_BYTES = 1 << 20  # the description lists all tags; that of a container with more is not read
 STREAM = re.compile(r"  Stream #0:(\d+)(.*)")
+DOLBY_VISION = re.compile(r" +DOVI configuration record: .*\bprofile: (\d+),.*\bcompatibility id: (\d+)")
 _logging = Lock()  # libav has one log level for all threads
 
 
@@ -25,6 +26,12 @@ def stream_lines(container: Any, index: int) -> list[str]:
         elif stream == index:
             lines.append(line)
     return lines
+
+
+def dolby_vision(container: Any, index: int) -> tuple[int, int] | None:
+    """Profile and compatibility id of the Dolby Vision of stream `index`; None if it has none."""
+    found = (DOLBY_VISION.match(line) for line in stream_lines(container, index))
+    return next(((int(match[1]), int(match[2])) for match in found if match), None)
 
 
 def count_videos(container: Any) -> int:
