@@ -99,6 +99,25 @@ def with_dolby_vision(mp4: bytes, profile: int, compatibility: int) -> bytes:
     return _described(mp4, box(b"dvcC" if profile <= 7 else b"dvvC", record))
 
 
+def with_two_codecs(mp4: bytes, first: int) -> bytes:
+    """An mp4 of one chunk, in two: the samples behind the first `first` have a sample entry of their own, of another codec."""
+    at = mp4.index(b"stsz") + 12
+    sizes = struct.unpack_from(f">{struct.unpack_from('>I', mp4, at)[0]}I", mp4, at + 4)
+
+    def change(kind: bytes, contents: bytes) -> bytes:
+        if kind == b"stsd":
+            entry = contents[8:]
+            return struct.pack(">II", 0, 2) + entry + entry[:4] + b"hvc1" + entry[8:]
+        if kind == b"stsc":
+            return struct.pack(">8I", 0, 2, 1, first, 1, 2, len(sizes) - first, 2)
+        if kind == b"stco":
+            (offset,) = struct.unpack_from(">I", contents, 8)
+            return struct.pack(">4I", 0, 2, offset, offset + sum(sizes[:first]))
+        return contents
+
+    return rebuilt(mp4, change)
+
+
 def _described(mp4: bytes, extra: bytes) -> bytes:
     """The box `extra` at the end of the sample entry."""
 

@@ -91,6 +91,13 @@ def test_a_sample_without_bytes_is_not_a_missing_frame():
     assert (video.info.num_frames, video.incomplete) == (23, "")
 
 
+def test_frames_of_a_second_codec_are_reported():
+    data = boxes.with_two_codecs(encode(60, picture=textured, options=FAST), 30)
+    video = open_video(data, LIMITS)
+    assert video.info.num_frames == 30
+    assert "60 frames, of which libav reads 30" in video.incomplete
+
+
 def test_a_fragment_that_is_cut_is_reported():
     fragmented = {"movflags": "frag_keyframe+empty_moov"}
     data = encode(60, picture=textured, options={**FAST, "g": "24"}, container_options=fragmented)

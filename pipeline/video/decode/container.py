@@ -107,24 +107,26 @@ def _check_size(num_bytes: int, limits: DecodeConfig) -> None:
         raise PolicyReject("too_large", message, stage="decode")
 
 
-def _open(file: EncodedFile, limits: DecodeConfig, hwaccel: Any = None) -> tuple[Any, EncodedFile | PatchedFile]:
+def _open(
+    file: EncodedFile, limits: DecodeConfig, hwaccel: Any = None, **options: str
+) -> tuple[Any, EncodedFile | PatchedFile]:
     """Container of libav, and the file that it reads: `file`, or a view of it without impossible cropping."""
     try:
-        return _libav_open(file, limits, hwaccel), file
+        return _libav_open(file, limits, hwaccel, options), file
     except av.error.InvalidDataError:
         patched = hide_impossible_crops(file)
         if patched is None:
             raise
-        return _libav_open(patched, limits, hwaccel), patched
+        return _libav_open(patched, limits, hwaccel, options), patched
 
 
-def _libav_open(file: EncodedFile | PatchedFile, limits: DecodeConfig, hwaccel: Any) -> Any:
+def _libav_open(file: EncodedFile | PatchedFile, limits: DecodeConfig, hwaccel: Any, options: dict[str, str]) -> Any:
     return av.open(
         file,
         mode="r",
         # Passed on to the codecs that libav opens to probe its streams.
         options={"max_pixels": str(limits.max_pixels)},
-        container_options={"format_whitelist": FORMATS, "protocol_whitelist": "none"},
+        container_options={"format_whitelist": FORMATS, "protocol_whitelist": "none", **options},
         metadata_errors="replace",
         buffer_size=IO_BYTES,
         hwaccel=hwaccel,
@@ -146,6 +148,7 @@ class OpenContainer:
             StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
         """
         file = open_encoded(video)
+        self._video, self._limits = video, limits
         self.file: EncodedFile | PatchedFile = file
         self.container: Any = None
         try:
@@ -190,6 +193,13 @@ class OpenContainer:
         listed = len(self.container.streams.video)
         late = count_videos(self.container) - listed if self.format_name in HEADERLESS else 0
         return sum(packets[stream.index] >= MOVING_PACKETS for stream in self.others) + max(0, late)
+
+    def listed_without_edits(self) -> int:
+        """Number of packets that the index of an mp4 or mov would have without its edit list. Opens the file once more."""
+        with closing(open_encoded(self._video)) as file, damage("undecodable", "opening the container", file=file):
+            container, _ = _open(file, self._limits, advanced_editlist="0")
+            with container:
+                return len(container.streams[self.stream.index].index_entries)
 
     def margins(self) -> Margins | None:
         """The cropping that the container has for its frames, if any."""

@@ -106,6 +106,11 @@ def read_packets(opened: OpenContainer, limits: DecodeConfig) -> PacketTable:
         raise PolicyReject("no_frames", "the video stream holds no frames (is it only a header?)", stage="decode")
     if len(packets) < listed and len(packets) < (promised := _not_empty(stream.index_entries[:listed])):
         missing = f"the file lacks its end: its header promises {promised} frames, it holds {len(packets)}"
+    elif is_mov and listed < stream.frames and (known := opened.listed_without_edits()) < stream.frames:
+        # libav leaves out samples of a second codec, as of a recording that was joined from two.
+        missing = (
+            f"its header promises {stream.frames} frames, of which libav reads {known}: the track has several codecs"
+        )
     table = Tabled(opened, packets, missing).table()
     _check_duration(table.end_s - float(table.times_s[0]), stream, limits)  # the last frame's duration may be anything
     return table
