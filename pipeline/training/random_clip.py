@@ -89,4 +89,4 @@ def _geometry(info: VideoInfo, config: RandomClipConfig, size: Bucket, draw: np.
     height = max(size.height, round(info.height * cover * factor))
     width = max(size.width, round(info.width * cover * factor))
     top, left = int(draw.integers(height - size.height + 1)), int(draw.integers(width - size.width + 1))
-    return Geometry(height, width, top, left, size.height, size.width)
+    return Geometry(height, width, top, left, size.height, size.width, enlarge=config.upscale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -49,7 +50,12 @@ class _Variants:
         self._at, size = (first.crop_top, first.crop_left), self._size
         if rules.crop == "random":
             self._at, size = (0, 0), (first.scaled_height, first.scaled_width)
-        self.shared = Geometry(first.scaled_height, first.scaled_width, *self._at, *size)
+        self.shared = Geometry(first.scaled_height, first.scaled_width, *self._at, *size, enlarge=rules.upscale)
+        self._of_masks = replace(self.shared, enlarge=True)
+
+    def geometry(self, track: str) -> Geometry:
+        """The window that all variants share, for a track. Masks may be enlarged."""
+        return self._of_masks if is_mask(track) else self.shared
 
     def of(self, shared_T3HW: np.ndarray) -> Iterator[tuple[ClipPlan, np.ndarray]]:
         """Each variant with its planes, uint8 `(T, 3, height, width)` in memory of its own. One at a time: of 64 crops and their mirrored
@@ -110,7 +116,8 @@ def cut(
                 for row, index in enumerate(frames[start:stop].tolist()):
                     for name, scaled in tracks.items():
                         out_3HW = piece.planes[name][row]
-                        piece.damaged[name] += scaled.write(index, out_3HW, variants.shared, keep=index >= next_clip)
+                        geometry = variants.geometry(name)
+                        piece.damaged[name] += scaled.write(index, out_3HW, geometry, keep=index >= next_clip)
                     done += 1
                 if not fired:
                     kill_points.fire(request.drill, "in_decoder")
@@ -208,13 +215,13 @@ class _OpenClip:
         """Takes the frame that it `wants`, of each track, as often as it is on screen; gives the chunks that are full. `scaled`: this frame
         in windows that other clips have asked for.
         """
-        index, geometry = self.wants, self._variants.shared
+        index = self.wants
         while self.wants == index:
             if self.done == self._stop:
                 self._start, self._stop = self._stop, next(self._borders)
                 self._piece = _Piece(shown, self._variants, self._stop - self._start)
             for name, frame in shown.items():
-                row_3HW = self._piece.planes[name][self.done - self._start]
+                row_3HW, geometry = self._piece.planes[name][self.done - self._start], self._variants.geometry(name)
                 if (name, geometry) in scaled:
                     row_3HW[:] = scaled[name, geometry]
                 else:

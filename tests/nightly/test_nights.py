@@ -279,12 +279,12 @@ def test_night_that_lost_its_lease_stops_and_publishes_nothing(place, monkeypatc
 
 
 def test_silent_change_of_the_fingerprint_is_refused_until_it_is_accepted(place, monkeypatch):
-    monkeypatch.setattr(build_context, "PIXELS", 3)
+    monkeypatch.setattr(build_context, "PIXELS", 4)
     job = job_of(place.corpus, place.output, **{"decode.untagged_matrix": "bt709"})
     with pytest.raises(ConfigError) as refused:
         nightly(job)
     words = str(refused.value)
-    assert "pixels: 2 -> 3; policies.untagged_matrix: auto -> bt709." in words
+    assert "pixels: 3 -> 4; policies.untagged_matrix: auto -> bt709." in words
     assert "--accept-new-fingerprint" in words
     assert (refused.value.night.outcome, refused.value.night.exit_code) == ("refused", 2)
     assert [report["outcome"] for report in reports(place.store)] == ["done", "refused"]

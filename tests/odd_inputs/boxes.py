@@ -75,16 +75,58 @@ def with_last_delta(mp4: bytes, delta: int) -> bytes:
     return rebuilt(lengthened, lambda k, c: _patched(c, 16, struct.pack(">I", total)) if k == b"mdhd" else c)
 
 
+def with_empty_sample(mp4: bytes, number: int) -> bytes:
+    """Sample `number` has size 0; its bytes are those of the sample before."""
+
+    def change(kind: bytes, contents: bytes) -> bytes:
+        if kind != b"stsz":
+            return contents
+        at = 12 + 4 * (number - 1)
+        return _patched(contents, at, struct.pack(">II", sum(struct.unpack_from(">II", contents, at)), 0))
+
+    return rebuilt(mp4, change)
+
+
 def with_clap(mp4: bytes, width: int, height: int, left_of_centre: float = 0, above_centre: float = 0) -> bytes:
     """A clean aperture of `width` x `height` whose centre is that far from the picture's."""
     clap = struct.pack(">IIIIiIiI", width, 1, height, 1, round(-left_of_centre * 2), 2, round(-above_centre * 2), 2)
+    return _described(mp4, box(b"clap", clap))
+
+
+def with_dolby_vision(mp4: bytes, profile: int, compatibility: int) -> bytes:
+    """A Dolby Vision configuration record (version 1.0, level 6, RPU and base layer)."""
+    record = struct.pack(">BBHB19x", 1, 0, profile << 9 | 6 << 3 | 0b101, compatibility << 4)
+    return _described(mp4, box(b"dvcC" if profile <= 7 else b"dvvC", record))
+
+
+def with_two_codecs(mp4: bytes, first: int) -> bytes:
+    """An mp4 of one chunk, in two: the samples behind the first `first` have a sample entry of their own, of another codec."""
+    at = mp4.index(b"stsz") + 12
+    sizes = struct.unpack_from(f">{struct.unpack_from('>I', mp4, at)[0]}I", mp4, at + 4)
+
+    def change(kind: bytes, contents: bytes) -> bytes:
+        if kind == b"stsd":
+            entry = contents[8:]
+            return struct.pack(">II", 0, 2) + entry + entry[:4] + b"hvc1" + entry[8:]
+        if kind == b"stsc":
+            return struct.pack(">8I", 0, 2, 1, first, 1, 2, len(sizes) - first, 2)
+        if kind == b"stco":
+            (offset,) = struct.unpack_from(">I", contents, 8)
+            return struct.pack(">4I", 0, 2, offset, offset + sum(sizes[:first]))
+        return contents
+
+    return rebuilt(mp4, change)
+
+
+def _described(mp4: bytes, extra: bytes) -> bytes:
+    """The box `extra` at the end of the sample entry."""
 
     def change(kind: bytes, contents: bytes) -> bytes:
         if kind != b"stsd":
             return contents
         entry = contents[8:]
         (size,) = struct.unpack_from(">I", entry)
-        return contents[:8] + box(entry[4:8], entry[8:size] + box(b"clap", clap)) + entry[size:]
+        return contents[:8] + box(entry[4:8], entry[8:size] + extra) + entry[size:]
 
     return rebuilt(mp4, change)
 

@@ -115,6 +115,13 @@ def interlaced(container: str = "mpegts", codec: str = "libx264") -> bytes:
     return encode(range(48), container, codec, options=options, fps=25)
 
 
+def interlaced_later() -> bytes:
+    """Progressive, then interlaced, then progressive frames: 0-47, 100-147, 200-247 at 25 fps."""
+    flat = [encode(range(first, first + 48), "mpegts", fps=25) for first in (0, 200)]
+    fields = encode(range(100, 148), "mpegts", options=FIELDS, fps=25)
+    return flat[0] + fields + flat[1]
+
+
 def frozen(container: str = "mp4", codec: str = "libx264") -> bytes:
     """One frame that lasts two seconds between others: 0-3 at 24 fps, then 4 for 2 s, then 5-40. AVI holds empty packets meanwhile."""
     times = [n if n < 5 else n + 48 for n in range(41)]

@@ -189,6 +189,7 @@ STRUCTURE = [
     _video("mkv-hidden-av1-apart", "mkv", structure.hidden_av1_apart, range(48)),
     _video("ts-interlaced", "ts", _of(structure.interlaced), range(48), 25),
     _video("ts-interlaced-mpeg2", "ts", _of(structure.interlaced, "mpegts", "mpeg2video"), range(48), 25),
+    _video("ts-interlaced-later", "ts", structure.interlaced_later, (*TWO, *range(200, 248)), 25),
     _video("ts-fields", "ts", _of(fields.fields_as_packets), range(48), 25, end_s=48 / 25),
     _video("mkv-fields", "mkv", _of(fields.fields_as_packets, "matroska"), range(48), 25, end_s=48 / 25),
     _video("mp4-fields", "mp4", _of(fields.fields_as_packets, "mp4"), range(48), 25, end_s=48 / 25),

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.config import ClipConfig, DecodeConfig, DrillConfig, validate
 from pipeline.errors import DamagedInput, TransientError
-from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Sample, VideoEnded
+from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Sample, TimeSpan, VideoEnded
 from pipeline.video.clips import resolve_rules
 from pipeline.video.cutting import CutRequest, Cutter
 from pipeline.video.decode.frame_stream import FrameStream
@@ -309,3 +309,14 @@ def test_memory_does_not_grow_with_the_length_of_a_video(tmp_path: Path):
         frames, peaks[seconds] = map(int, answer.stdout.split())
         assert frames == seconds * 30 // 4 * 4 - 3
     assert peaks[120] < peaks[8] * 1.1, peaks
+
+
+@pytest.mark.parametrize("select", ["tile", "spans"])
+@pytest.mark.parametrize("upscale", [False, True])
+def test_frames_that_shrink_fail_their_clip_unless_clips_upscale(select, upscale):
+    large, small = (encode(20, size=(side, side), container="mpegts", options=FAST) for side in (64, 32))
+    request = request_of(large + small + large, frames=5, select=select, upscale=upscale)
+    spans = tuple(TimeSpan(start, start + 5, "frames") for start in range(0, 60, 5))
+    _, answers, _ = cut(dataclasses.replace(request, video=dataclasses.replace(request.video, time_spans=spans)))
+    failed = {answer.clip: answer.reject.reason for answer in answers if isinstance(answer, ClipFailed)}
+    assert failed == ({} if upscale else dict.fromkeys(range(4, 8), "size_changed"))

@@ -12,6 +12,8 @@ from PIL import Image
 from pipeline.errors import PolicyReject
 from pipeline.video.decode import open_video
 from pipeline.video.decode.tonemap import REFERENCE_WHITE, pq_to_light
+from tests.odd_inputs import boxes
+from tests.odd_inputs.remux import remux
 from tests.pipeline.decoded import FAST, HDR, LIMITS, X265, limits, planes
 from tests.video_files import encode, luma_of
 
@@ -45,6 +47,30 @@ def test_an_unsupported_matrix_is_refused():
     with pytest.raises(PolicyReject, match="colour matrix 8") as caught:
         open_video(encode(1, options=FAST, tags={"colorspace": 8}), LIMITS)
     assert caught.value.reason == "color_matrix"
+
+
+@pytest.mark.parametrize(
+    ("codec", "profile", "compatibility", "refused"),
+    [
+        ("libx265", 5, 0, True),
+        ("libx265", 8, 1, False),
+        ("libx265", 8, 4, False),
+        ("libx265", 7, 6, False),
+        ("libsvtav1", 10, 0, True),
+        ("libsvtav1", 10, 1, False),
+    ],
+)
+def test_dolby_vision_without_a_compatible_base_layer_is_refused(codec, profile, compatibility, refused):
+    options = X265 if codec == "libx265" else {"preset": "13"}
+    plain = encode(4, codec=codec, pix_fmt="yuv420p10le", options=options)
+    mp4 = boxes.with_dolby_vision(plain, profile, compatibility)
+    for data in (mp4, remux(mp4, "matroska")):
+        if not refused:
+            assert open_video(data, LIMITS).info.num_frames == 4
+            continue
+        with pytest.raises(PolicyReject, match=f"Dolby Vision profile {profile}") as caught:
+            open_video(data, LIMITS)
+        assert caught.value.reason == "color_matrix"
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p"])

@@ -12,6 +12,9 @@ from pipeline.errors import BadDataError, DamagedInput, PolicyReject
 from pipeline.video.decode import open_video
 from pipeline.video.decode.frame_stream import FrameStream
 from pipeline.video.decode.planes import Geometry, Scaler
+from tests.odd_inputs import boxes, clocks
+from tests.odd_inputs.cutting import cut as clips_of
+from tests.odd_inputs.cutting import rules
 from tests.pipeline.decoded import FAST, LIMITS, limits, lumas
 from tests.video_files import SMALL, encode, textured
 
@@ -71,6 +74,35 @@ def test_a_truncated_file_gives_its_frames_and_is_reported():
         seen.extend(shown.index for shown in map(video.show, range(60)))
     assert caught.value.reason == "corrupt_stream"
     assert 30 < caught.value.frames_recovered < 45
+
+
+@pytest.mark.parametrize(
+    "make", [clocks.two_edits, clocks.edit_inside_group, clocks.empty_edit, clocks.rewound, clocks.repeated]
+)
+def test_a_file_cut_by_an_edit_list_is_complete(make):
+    assert open_video(make(), LIMITS).incomplete == ""
+    clips = clips_of(make(), rules("whole"))
+    assert (len(clips.opened.clips), clips.opened.rejects) == (1, ())
+
+
+def test_a_sample_without_bytes_is_not_a_missing_frame():
+    data = encode(24, codec="mjpeg", container="mov", pix_fmt="yuvj420p", picture=textured)
+    video = open_video(boxes.with_empty_sample(data, 12), LIMITS)
+    assert (video.info.num_frames, video.incomplete) == (23, "")
+
+
+def test_frames_of_a_second_codec_are_reported():
+    data = boxes.with_two_codecs(encode(60, picture=textured, options=FAST), 30)
+    video = open_video(data, LIMITS)
+    assert video.info.num_frames == 30
+    assert "60 frames, of which libav reads 30" in video.incomplete
+
+
+def test_a_fragment_that_is_cut_is_reported():
+    fragmented = {"movflags": "frag_keyframe+empty_moov"}
+    data = encode(60, picture=textured, options={**FAST, "g": "24"}, container_options=fragmented)
+    assert open_video(data, LIMITS).incomplete == ""
+    assert "48 frames, it holds" in open_video(data[: len(data) * 7 // 10], LIMITS).incomplete
 
 
 def test_a_truncated_mp4_without_its_index_is_undecodable():

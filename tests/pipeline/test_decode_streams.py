@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -11,8 +12,9 @@ from av.stream import Disposition
 
 from pipeline.errors import PolicyReject
 from pipeline.video.decode import open_video
-from tests.pipeline.decoded import FAST, LIMITS, lumas
-from tests.video_files import SMALL, luma_of, numbered
+from pipeline.video.decode.stream_choice import LOOK_ALL_PACKETS
+from tests.pipeline.decoded import FAST, LIMITS, limits, lumas
+from tests.video_files import SMALL, encode, luma_of, numbered
 
 SIDE = 32  # of pictures that are not the video
 
@@ -106,3 +108,55 @@ def test_the_moving_stream_is_found_behind_sound():
 def test_a_file_with_only_stills_gives_one_of_them():
     info = open_video(joined("mov", ("mjpeg", 1, SIDE), ("mjpeg", 1, SMALL)), LIMITS).info
     assert info.num_frames == 1
+
+
+# --- tracks in turns --------------------------------------------------------------------------------------------------
+
+
+def in_turns(container: str, frames: int, turn: int) -> bytes:
+    """Two tracks at 30 fps, the first one large and the default: `turn` frames of the second, as many of the first, and so on."""
+    sides, packets = (SMALL, SIDE), []
+    buffer = io.BytesIO()
+    options = {"max_interleave_delta": "1"}
+    with av.open(buffer, "w", format=container, container_options=options) as output:
+        streams = [output.add_stream("libx264", rate=30, width=side, height=side, options=FAST) for side in sides]
+        streams[0].disposition, streams[1].disposition = Disposition.default, Disposition(0)
+        for stream, side in zip(streams, sides, strict=True):
+            own = []
+            for index in range(frames):
+                frame = av.VideoFrame.from_ndarray(numbered(index, side, side), format="yuv420p")
+                frame.pts, frame.time_base = index, Fraction(1, 30)
+                own += stream.encode(frame)
+            packets.append([*own, *stream.encode()])
+        for at in range(0, frames, turn):
+            for own in reversed(packets):
+                for packet in own[at : at + turn]:
+                    output.mux(packet)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+@pytest.mark.parametrize("turn", [15, 30, 60])
+def test_of_tracks_in_turns_libavs_best_is_taken_even_if_stored_second(container, turn):
+    data = in_turns(container, 60, turn)
+    with av.open(io.BytesIO(data)) as opened:
+        assert opened.streams.best("video").index == 0
+    info = open_video(data, LIMITS).info
+    assert (info.width, info.num_frames) == (SMALL, 60)
+    assert info.warnings[0] == "extra_streams:1"
+
+
+def test_a_track_that_begins_behind_the_look_is_warned_of():
+    data = in_turns("matroska", LOOK_ALL_PACKETS + 10, LOOK_ALL_PACKETS + 10)
+    assert open_video(data, limits(max_frames=10_000)).info.warnings[0] == "extra_streams:1"
+
+
+@pytest.mark.parametrize("seconds", [2, 16])  # libav looks 5 s ahead when it opens a transport stream
+def test_a_video_pid_that_changes_is_warned_of(seconds):
+    def segment(pid: int) -> bytes:
+        options = {"mpegts_start_pid": str(pid)}
+        return encode(30 * seconds, container="mpegts", options=FAST, container_options=options)
+
+    info = open_video(segment(256) + segment(300), LIMITS).info
+    assert (info.num_frames, info.warnings[0]) == (30 * seconds, "extra_streams:1")
+    assert "extra_streams:1" not in open_video(segment(256) + segment(256), LIMITS).info.warnings

@@ -143,6 +143,18 @@ def test_a_member_is_not_enlarged_unless_the_job_allows_it_and_a_mask_always(tex
     assert cut(request(texture, {"mask": small}))[1][0].masks
 
 
+@pytest.mark.parametrize("select", ["tile", "spans:tile"])
+def test_a_member_whose_frames_shrink_costs_its_clips_and_a_mask_does_not(texture, select):
+    halves = [encode(20, size=(side, side * 3 // 2), fps=25, container="mpegts", options=FAST) for side in (64, 32)]
+    shrinking = b"".join(halves)
+    _, answers, _ = cut(request(texture, {"control": shrinking}, select=select))
+    failed = [answer.reject.reason for answer in answers if isinstance(answer, ClipFailed)]
+    assert failed
+    assert set(failed) == {"size_changed"}
+    _, answers, _ = cut(request(texture, {"mask": shrinking}, select=select))
+    assert all(isinstance(answer, FrameChunk) for answer in answers)
+
+
 def test_a_member_that_cannot_be_decoded_is_named(texture):
     with pytest.raises(DamagedInput, match=r"control \(key.control.mp4\): "):
         Cutter(request(texture, {"control": b"no video"})).open()

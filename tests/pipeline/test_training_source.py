@@ -205,16 +205,16 @@ def test_unusable_videos_are_reported_once_and_replaced_by_the_next(tmp_path):
 
 def test_a_video_that_raises_an_unknown_error_is_skipped_and_reported_once(tmp_path, monkeypatch):
     corpus = small_corpus(tmp_path / "corpus")
-    resolve = decode.resolve
+    first_colour = decode.first_colour
 
     def failing(*arguments):
         if failing.left:
             failing.left -= 1
             raise ValueError("31 is not a valid Type")
-        return resolve(*arguments)
+        return first_colour(*arguments)
 
     failing.left = 1
-    monkeypatch.setattr(decode, "resolve", failing)
+    monkeypatch.setattr(decode, "first_colour", failing)
     assert len(keys(open_corpus(tmp_path / "run", corpus), 9)) == 9
     lines = [json.loads(line) for line in (tmp_path / "run" / "unusable.jsonl").read_text().splitlines()]
     (line,) = [line for line in lines if line["reason"] == "decoder_fault"]

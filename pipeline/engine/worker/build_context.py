@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.format.layout import Layout
 
 # Version of Lathe's own pixel path (sampling, scaling, crop, colour). Raised whenever a stored value could change.
-PIXELS = 2
+PIXELS = 3
 
 
 @dataclass(frozen=True, slots=True)

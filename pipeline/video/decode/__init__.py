@@ -7,7 +7,7 @@ in a player. Single-threaded: videos are decoded in parallel, not frames. Raises
 file cannot be read.
 
 - `encoded_file`, `read_mark`: the bytes as a file for libav; whether a decoder is inside a read
-- `container`, `stream_choice`: opening a container and choosing its video stream
+- `container`, `stream_choice`, `description`: opening a container and choosing its video stream; what libav says of it
 - `encryption`, `lookalikes`, `refusals`: why a video cannot be opened
 - `ebml`, `matroska_crop`: Matroska elements; Matroska files that libav refuses
 - `packets`, `packet_table`, `clock`, `bitstream`, `h264_pictures`: which frame each packet shows, and when
@@ -15,11 +15,13 @@ file cannot be read.
 - `beginning`, `hardware`: where a video begins; videos that a GPU decodes
 - `deinterlacer`, `filtering`, `orientation`, `cropping`: filters
 - `planes`, `colour_tags`, `tonemap`: planes of the bucket's size; colour
+- `changes`: frames that differ from the first one
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +30,7 @@ import numpy as np
 from pipeline.errors import BadDataError, DamagedInput, PolicyReject
 from pipeline.records import VideoInfo, video_counts
 from pipeline.video.decode.beginning import begin, is_interlaced
-from pipeline.video.decode.colour_tags import Colour, resolve, rgb_matrix
+from pipeline.video.decode.changes import FirstFrame, apply_policies, first_colour, interlaced_reject
 from pipeline.video.decode.container import OpenContainer, damage, measure
 from pipeline.video.decode.cropping import Cropper
 from pipeline.video.decode.frame_stream import FrameStream
@@ -43,25 +45,35 @@ if TYPE_CHECKING:
     from pipeline.config import DecodeConfig
 
 LOST_FRAMES = 2  # missing frames over which a player repeats the one before; more are damage
-ASPECT_TOLERANCE = 0.03
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A frame on screen: libav's frame with its index among the shown frames. `damaged`: why it is not intact, as text."""
+    """A frame on screen: libav's frame with its index among the shown frames.
+
+    `damaged`: why it is not intact, as text. `size`: height and width as displayed, if they are not those of the video. `refusal`: why it
+    may not be used, beside the first frame.
+    """
 
     index: int
     frame: Any
     scaler: FrameScaler
     damaged: str | None = None
+    size: tuple[int, int] | None = None
+    refusal: PolicyReject | None = None
 
     def write(self, out_3HW: np.ndarray, geometry: Geometry) -> None:
         """Fills `out_3HW` (uint8) with the frame's limited-range Y, U, V planes.
 
         Raises:
             DamagedInput: `corrupt_stream`, `decoder_fault`, `decoder_memory`.
-            PolicyReject: `pixel_format`.
+            PolicyReject: `pixel_format`, `size_changed`.
         """
+        wanted = geometry.scaled_height, geometry.scaled_width
+        if self.size is not None and not geometry.enlarge and any(np.less(self.size, wanted)):
+            shown, scaled = ("x".join(map(str, size)) for size in (self.size, wanted))
+            message = f"frames shrink to {shown} inside the video and would have to be enlarged to {scaled}; set clips.upscale to allow it"
+            raise PolicyReject("size_changed", message, stage="decode")
         with only_named_errors("scaling a frame"):
             self.scaler.write(self.frame, geometry, out_3HW)
 
@@ -142,19 +154,11 @@ class Video:
         context = stream.opened.stream.codec_context
         with damage("undecodable", "reading the first frame's orientation"):
             orientation = Orientation.of(first)
-        colour = resolve(
-            _first_tag(first.colorspace, context.colorspace),
-            _first_tag(first.color_range, context.color_range, unknown=0),
-            _first_tag(first.color_trc, context.color_trc),
-            first.height,
-            rgb_matrix(first.format),
-            limits.untagged_matrix,
-        )
-        decisions = _apply_policies(colour, interlaced, limits)
+        colour = first_colour(first, stream.opened, limits)
+        decisions = apply_policies(colour, interlaced, limits)
         self._stream, self._table, self._decoded = stream, table, 0
         self._hardware: HardwareDecoder | None = None
         self._offset = index  # frames of the table before the first that can be decoded; they are not shown
-        self._coded = first.width, first.height
         shown_size, cropper, cropped = _crop(stream.opened, first)
         self._orientation = orientation
         self._scaler: FrameScaler = Scaler(orientation, colour.transfer, cropper)
@@ -174,6 +178,10 @@ class Video:
         self.times_s = table.times_s[index:] - table.times_s[index]
         self.end_s = table.end_s - float(table.times_s[index])
         width, height, aspect = display_size(stream.opened.stream, shown_size, orientation)
+        coded_aspect = stream.aspect(stream.position) or Fraction(1)
+        follows_codec = coded_aspect == Fraction(*aspect)
+        self._first = FirstFrame(first.width, first.height, coded_aspect if follows_codec else None, colour)
+        self._interlaced = limits.interlaced
         if orientation.mirrored:
             decisions.append("mirrored")
         self.info = VideoInfo(
@@ -279,13 +287,13 @@ class Video:
             DamagedInput: `corrupt_stream` if the stream breaks or the frame is damaged (with `decode.damage` "warn" it is returned as the
                 decoder concealed it, or the frame before it), `ended_early` if the stream has fewer frames than its packets say,
                 `decoder_fault`, `decoder_memory`.
-            PolicyReject: `size_changed`.
+            PolicyReject: `size_changed`, `color_changed`, `color_matrix`, `interlaced`.
             StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
         """
         if self._hardware is not None:
             try:
                 shown = self._show(index)
-                if shown.damaged is None:
+                if shown.damaged is None and shown.refusal is None:
                     return shown
             except BadDataError:
                 pass
@@ -293,7 +301,10 @@ class Video:
             scaler, restart = self._software
             self._replace_stream(restart(), scaler)
             self._hardware = None
-        return self._show(index)
+        shown = self._show(index)
+        if shown.refusal is not None:  # raised here and not where it is read: a clip that passes over the frame stands
+            raise shown.refusal
+        return shown
 
     def _show(self, index: int) -> Shown:
         if self._broken is not None:
@@ -328,14 +339,18 @@ class Video:
                 self._current = None
             while (item := self._stream.next()) is not None:
                 number, frame = item
-                self._check_shape(frame)
                 if self._hardware is not None and (
-                    not self._hardware.takes(frame) or (frame.width, frame.height) != self._coded
+                    not self._hardware.takes(frame) or frame.interlaced_frame or not self._first.is_like(frame)
                 ):
                     message = f"frame {number} is of another kind than the first one"
                     raise DamagedInput("corrupt_stream", message, stage="decode")  # `show` goes on without the hardware
-                if number >= self._offset:
-                    return Shown(number - self._offset, frame, self._scaler)
+                if number < self._offset:
+                    continue
+                if frame.interlaced_frame and self._interlaced == "deinterlace" and not self._stream.deinterlaces:
+                    self._stream.deinterlace()  # progressive frames stay as they were
+                    self._current = None
+                    return self._read(index)
+                return self._shown(number, frame)
         except DamagedInput as error:  # the container breaks, or memory ran out: no frame follows
             self._broken = error
             raise
@@ -346,11 +361,16 @@ class Video:
         self._current = self._coming = None
         self._stream.close()
 
-    def _check_shape(self, frame: Any) -> None:
-        width, height = self._coded
-        if abs(frame.width * height / (frame.height * width) - 1) > ASPECT_TOLERANCE:
-            message = f"frames change shape from {width}x{height} to {frame.width}x{frame.height} inside the video"
-            raise PolicyReject("size_changed", message, stage="decode")
+    def _shown(self, number: int, frame: Any) -> Shown:
+        """A frame of the stream, compared with the first one."""
+        aspect, size = self._stream.aspect(number), None
+        if (scale := self._first.scale(frame, aspect)) != (1, 1):
+            x, y = reversed(scale) if self._orientation.transpose else scale
+            size = round(self.info.height * y), round(self.info.width * x)
+        refusal = self._first.refusal(frame, aspect)
+        if frame.interlaced_frame and self._interlaced == "reject":
+            refusal = interlaced_reject(f"frame {number} is interlaced")
+        return Shown(number - self._offset, frame, self._scaler, size=size, refusal=refusal)
 
     def _lost(self, index: int) -> DamagedInput:
         last = self._stream.position - self._offset
@@ -359,26 +379,6 @@ class Video:
             return DamagedInput("ended_early", message, frames_recovered=last + 1, stage="decode")
         message = f"the decoder gave no frame {index}; the next one is frame {self._coming.index}"
         return DamagedInput("corrupt_stream", message, frames_recovered=index, stage="decode")
-
-
-def _first_tag(frame_tag: int, context_tag: int, unknown: int = 2) -> int:
-    """The frame's tag, or the stream's if the frame has none (2 is "unspecified" in H.273, 0 for the range)."""
-    return int(context_tag) if int(frame_tag) == unknown else int(frame_tag)
-
-
-def _apply_policies(colour: Colour, interlaced: bool, limits: DecodeConfig) -> list[str]:
-    decisions = []
-    if colour.transfer != "sdr":
-        if limits.hdr == "reject":
-            message = f"{colour.transfer.upper()} video; set decode.hdr=convert to tone-map it"
-            raise PolicyReject("hdr", message, stage="decode")
-        decisions.append("tonemapped")
-    if interlaced:
-        if limits.interlaced == "reject":
-            message = "interlaced video; set decode.interlaced=deinterlace or decode.interlaced=keep to encode it"
-            raise PolicyReject("interlaced", message, stage="decode")
-        decisions.append("deinterlaced" if limits.interlaced == "deinterlace" else "interlaced_kept")
-    return decisions
 
 
 def _crop(opened: OpenContainer, frame: Any) -> tuple[tuple[int, int], Cropper | None, tuple[str, ...]]:

@@ -70,5 +70,22 @@ def resolve(
         raise PolicyReject(
             "color_matrix", f"colour matrix {matrix} (H.273) is not one of BT.601, BT.709, BT.2020", stage="decode"
         )
-    kind: Literal["sdr", "pq", "hlg"] = "pq" if transfer == PQ else "hlg" if transfer == HLG else "sdr"
-    return Colour(name, RANGES.get(color_range, "untagged"), kind, warnings)
+    return Colour(name, RANGES.get(color_range, "untagged"), transfer_kind(transfer), warnings)
+
+
+def refuse_dolby_vision(profile: int, compatibility: int) -> None:
+    """Refuses Dolby Vision whose base layer is IPT-PQ-c2, which no tag of the stream says: shown as YUV it is green and purple.
+
+    Profile 5 has no other base layer; profiles 10 (AV1) and 20 (MV-HEVC) have it with compatibility id 0.
+
+    Raises:
+        PolicyReject: `color_matrix`.
+    """
+    if profile == 5 or (profile in (10, 20) and compatibility == 0):
+        message = f"Dolby Vision profile {profile} has the colours IPT-PQ-c2, expected BT.601, BT.709 or BT.2020; convert it to BT.709"
+        raise PolicyReject("color_matrix", message, stage="decode")
+
+
+def transfer_kind(transfer: int) -> Literal["sdr", "pq", "hlg"]:
+    """The kind of an H.273 transfer characteristic."""
+    return "pq" if transfer == PQ else "hlg" if transfer == HLG else "sdr"

@@ -20,10 +20,11 @@ import av.error
 from pipeline.errors import DamagedInput, PolicyReject
 from pipeline.records import video_counts
 from pipeline.video.decode.cropping import Margins, container_margins
+from pipeline.video.decode.description import count_videos, dolby_vision
 from pipeline.video.decode.encoded_file import open_encoded, storage_error
 from pipeline.video.decode.matroska_crop import PatchedFile, hide_impossible_crops
 from pipeline.video.decode.read_mark import READING
-from pipeline.video.decode.stream_choice import choose, count_packets
+from pipeline.video.decode.stream_choice import MOVING_PACKETS, choose, count_packets
 
 if TYPE_CHECKING:
     from pipeline.config import DecodeConfig
@@ -34,6 +35,8 @@ FORMATS = (
     "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,flv,live_flv,asf,ogg,gif,apng,h264,hevc,vvc,av1,obu,ivf,yuv4mpegpipe,mxf,nut,dv,"
     "gxf,rm,wtv,mjpeg,mjpeg_2000,h263,vc1,cavsvideo,dirac,nsv"
 )
+HEADERLESS = ("mpegts", "mpeg", "flv")  # libav adds their streams when it meets them
+DOLBY_VISION_CODECS = ("hevc", "av1")  # in H.264 it always has a compatible base layer
 IO_BYTES = 256 * 1024  # PyAV's default of 32 kB means a call into Python for every 32 kB
 
 # What PyAV raises on broken input besides its own errors: ValueError and ArithmeticError from headers, OSError from the file.
@@ -104,24 +107,26 @@ def _check_size(num_bytes: int, limits: DecodeConfig) -> None:
         raise PolicyReject("too_large", message, stage="decode")
 
 
-def _open(file: EncodedFile, limits: DecodeConfig, hwaccel: Any = None) -> tuple[Any, EncodedFile | PatchedFile]:
+def _open(
+    file: EncodedFile, limits: DecodeConfig, hwaccel: Any = None, **options: str
+) -> tuple[Any, EncodedFile | PatchedFile]:
     """Container of libav, and the file that it reads: `file`, or a view of it without impossible cropping."""
     try:
-        return _libav_open(file, limits, hwaccel), file
+        return _libav_open(file, limits, hwaccel, options), file
     except av.error.InvalidDataError:
         patched = hide_impossible_crops(file)
         if patched is None:
             raise
-        return _libav_open(patched, limits, hwaccel), patched
+        return _libav_open(patched, limits, hwaccel, options), patched
 
 
-def _libav_open(file: EncodedFile | PatchedFile, limits: DecodeConfig, hwaccel: Any) -> Any:
+def _libav_open(file: EncodedFile | PatchedFile, limits: DecodeConfig, hwaccel: Any, options: dict[str, str]) -> Any:
     return av.open(
         file,
         mode="r",
         # Passed on to the codecs that libav opens to probe its streams.
         options={"max_pixels": str(limits.max_pixels)},
-        container_options={"format_whitelist": FORMATS, "protocol_whitelist": "none"},
+        container_options={"format_whitelist": FORMATS, "protocol_whitelist": "none", **options},
         metadata_errors="replace",
         buffer_size=IO_BYTES,
         hwaccel=hwaccel,
@@ -129,7 +134,10 @@ def _libav_open(file: EncodedFile | PatchedFile, limits: DecodeConfig, hwaccel: 
 
 
 class OpenContainer:
-    """An open container and one of its video streams, set to decode in one thread. `warnings` are for the row."""
+    """An open container and one of its video streams, set to decode in one thread.
+
+    `others` are its other video streams that are not cover art, `warnings` are for the row.
+    """
 
     def __init__(self, video: bytes | str, limits: DecodeConfig, hwaccel: Any = None) -> None:
         """Opens `video` and chooses its stream: libav's best one that is not a still picture or cover art. `hwaccel`: PyAV's `HWAccel`.
@@ -140,6 +148,7 @@ class OpenContainer:
             StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
         """
         file = open_encoded(video)
+        self._video, self._limits = video, limits
         self.file: EncodedFile | PatchedFile = file
         self.container: Any = None
         try:
@@ -147,11 +156,10 @@ class OpenContainer:
             with damage("undecodable", f"opening the container ({expected})", file=file):
                 self.container, self.file = _open(file, limits, hwaccel)
             with damage("undecodable", "listing the streams"):
-                self.stream, self.warnings = choose(
+                self.stream, self.others = choose(
                     self.container, lambda indices: _count_packets(video, limits, indices)
                 )
-            if isinstance(self.file, PatchedFile):
-                self.warnings = (*self.warnings, "bad_crop:impossible")
+            self.warnings = ("bad_crop:impossible",) if isinstance(self.file, PatchedFile) else ()
             with damage("undecodable", "reading the stream's header"):
                 self._prepare(limits)
         except BaseException:
@@ -177,10 +185,33 @@ class OpenContainer:
         """Name of the container format, as libav gives it."""
         return str(self.container.format.name)
 
+    def extra_streams(self, packets: Counter[int]) -> int:
+        """Number of further moving streams. `packets`: how many each stream of `others` has, by index.
+
+        Called when all packets were read: a transport stream may list a stream only there.
+        """
+        listed = len(self.container.streams.video)
+        late = count_videos(self.container) - listed if self.format_name in HEADERLESS else 0
+        return sum(packets[stream.index] >= MOVING_PACKETS for stream in self.others) + max(0, late)
+
+    def listed_without_edits(self) -> int:
+        """Number of packets that the index of an mp4 or mov would have without its edit list. Opens the file once more."""
+        with closing(open_encoded(self._video)) as file, damage("undecodable", "opening the container", file=file):
+            container, _ = _open(file, self._limits, advanced_editlist="0")
+            with container:
+                return len(container.streams[self.stream.index].index_entries)
+
     def margins(self) -> Margins | None:
         """The cropping that the container has for its frames, if any."""
         with damage("undecodable", "reading the container's cropping"):
             return container_margins(self.container, self.stream.index)
+
+    def dolby_vision(self) -> tuple[int, int] | None:
+        """Profile and compatibility id of Dolby Vision; None if the container names none."""
+        if self.stream.codec_context.codec.canonical_name not in DOLBY_VISION_CODECS:
+            return None
+        with damage("undecodable", "reading the container's description"):
+            return dolby_vision(self.container, self.stream.index)
 
     def close(self) -> None:
         """Closes the container and its file; safe to call twice."""

@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from threading import Lock
 from typing import Any
 
-from av import logging as libav_log
-
+from pipeline.video.decode.description import stream_lines
 from pipeline.video.decode.filtering import FilterChain
 
 CROPPING_FORMATS = ("mov", "matroska")
-MAX_TAG_BYTES = 1 << 20  # libav's description lists all tags; for a file with more the cropping is ignored
-STREAM = re.compile(r"  Stream #0:(\d+)")
 CROPPING = re.compile(r" +Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)")
-_logging = Lock()  # libav has one log level for all threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,36 +53,16 @@ class Window:
 
 
 def container_margins(container: Any, index: int) -> Margins | None:
-    """The cropping that the container has for the frames of stream `index`; None if it has none.
-
-    PyAV 18.1 has no access to a stream's side data, so it is read from libav's description of the container, as ffprobe prints it.
-    libav has checked it against the size in the header.
+    """The cropping that the container has for the frames of stream `index`; None if it has none. libav has checked it against the size in
+    the header.
     """
-    if not str(container.format.name).startswith(CROPPING_FORMATS) or _tag_bytes(container) > MAX_TAG_BYTES:
+    if not str(container.format.name).startswith(CROPPING_FORMATS):
         return None
-    stream = None
-    for line in _described(container).splitlines():
-        if found := STREAM.match(line):
-            stream = int(found[1])
-        elif stream == index and (found := CROPPING.fullmatch(line)):
+    for line in stream_lines(container, index):
+        if found := CROPPING.fullmatch(line):
             left, right, top, bottom = map(int, found.groups())
             return Margins(left, right, top, bottom)
     return None
-
-
-def _tag_bytes(container: Any) -> int:
-    tags = [container.metadata, *(stream.metadata for stream in container.streams)]
-    return sum(len(name) + len(value) for group in tags for name, value in group.items())
-
-
-def _described(container: Any) -> str:
-    with _logging:
-        level = libav_log.get_level()
-        libav_log.set_level(libav_log.INFO)
-        try:
-            return str(container.dumps_format())
-        finally:
-            libav_log.set_level(level)
 
 
 class Cropper:

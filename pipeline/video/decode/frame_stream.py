@@ -10,6 +10,7 @@ clock of the container is broken.
 from __future__ import annotations
 
 from collections import deque
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from pipeline.errors import DamagedInput
 from pipeline.video.decode.container import LIBAV_ERRORS, OpenContainer, damage
 from pipeline.video.decode.damaged import DamagedFrames
 from pipeline.video.decode.deinterlacer import REACH, Deinterlacer
+from pipeline.video.decode.orientation import sane_aspect
 from pipeline.video.decode.packet_table import NO_PICTURE, PacketTable, near
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ class FrameStream:
         self._is_point_N = np.zeros(len(table.frames_N) + 1, bool)
         self._is_point_N[points.packets] = True
         self._seekable = table.seekable
+        self._aspects: list[tuple[int, Fraction | None]] = []  # first frame, and the sample aspect ratio from there on
         self.decoded = 0
         self.position = self._counter = -1
         self._restart()
@@ -136,6 +139,34 @@ class FrameStream:
         self._inside -= lost
         if lost and (self.gives_each or self._refused):
             self.damaged.lost(min(lost))
+
+    def deinterlace(self) -> None:
+        """Goes back to the beginning, with deinterlacing. Raises as `OpenContainer`."""
+        self.opened.close()
+        self._deinterlace, self._aspects = True, []
+        self.damaged = DamagedFrames(self._table, REACH)
+        self.position = self._counter = -1
+        self._restart()
+
+    @property
+    def deinterlaces(self) -> bool:
+        """Whether interlaced frames are deinterlaced."""
+        return self._deinterlace
+
+    def aspect(self, index: int) -> Fraction | None:
+        """Sample aspect ratio of frame `index` in the codec's headers, of a frame that was returned; None if it has none.
+
+        PyAV 18.1 does not give that of a frame. The decoder's is that of the packet it decodes, a few frames later.
+        """
+        return next((ratio for first, ratio in reversed(self._aspects) if first <= index), None)
+
+    def _note_aspect(self, place: int) -> None:
+        ratio = sane_aspect(self.opened.stream.codec_context.sample_aspect_ratio)
+        if not self._aspects:
+            self._aspects.append((0, ratio))
+        elif self._aspects[-1][1] != ratio:
+            frames = self._table.frames_N[place:]
+            self._aspects.append((int(frames[int(np.argmax(frames >= 0))]), ratio))
 
     def _settle(self) -> None:
         """Gives indices to the held frames before which none is missing, in the order they came out, not in that of their times."""
@@ -265,6 +296,8 @@ class FrameStream:
                 self.damaged.undecodable(place, error)
                 self._inside.discard(place)
                 self._refused = True
+        if not flush:
+            self._note_aspect(place)
         self.decoded += len(frames)
         if self._filter is None:
             return frames

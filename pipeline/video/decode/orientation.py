@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -79,11 +80,13 @@ def display_size(stream: Any, size: tuple[int, int], orientation: Orientation) -
     Raises DamagedInput, `undecodable`.
     """
     with damage("undecodable", "reading the sample aspect ratio"):
-        ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
-    numerator, denominator = (ratio.numerator, ratio.denominator) if ratio else (1, 1)
-    if numerator <= 0 or denominator <= 0 or not 1 / SANE_ASPECT <= numerator / denominator <= SANE_ASPECT:
-        numerator = denominator = 1
-    width, height = max(1, round(size[0] * numerator / denominator)), size[1]
+        ratio = sane_aspect(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio) or Fraction(1)
+    width, height = max(1, round(size[0] * ratio.numerator / ratio.denominator)), size[1]
     if orientation.transpose:
         width, height = height, width
-    return width, height, (numerator, denominator)
+    return width, height, (ratio.numerator, ratio.denominator)
+
+
+def sane_aspect(ratio: Fraction | None) -> Fraction | None:
+    """A sample aspect ratio, or None if it is unknown or absurd."""
+    return ratio if ratio and 1 / SANE_ASPECT <= ratio <= SANE_ASPECT else None

@@ -104,7 +104,8 @@ class Tabled:
         self._starts_with_key = packets.starts_with_key
         self._pictureless, self._flagged = packets.pictureless, packets.flagged
         self._gaps = tuple(gap for gap in packets.gaps if gap not in set(packets.points))
-        self._warnings: list[str] = []
+        extra = opened.extra_streams(packets.of_others)
+        self._warnings: list[str] = [f"extra_streams:{extra}"] if extra else []
 
     def table(self) -> PacketTable:
         """The table, by presentation times if the stream has them, else by counting frames."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DamagedInput, PolicyReject
@@ -32,6 +33,7 @@ class Packets:
         ] = []  # as corrupt by the demuxer: transport packets are missing, or the file ends inside
         self.points, self.pos = array("q"), array("q")  # of points: packet and position in the file
         self.kinds = array("b")
+        self.of_others: Counter[int] = Counter()  # packets of the other video streams, by index
 
     def __len__(self) -> int:
         return len(self.pts)
@@ -44,8 +46,11 @@ class Packets:
         if codec == "h264":
             pictures = Pictures(stream.codec_context.extradata or b"")
             is_hidden = pictures.shows_none
-        for packet in opened.container.demux(stream):
+        for packet in opened.container.demux(stream, *opened.others):
             if packet.size == 0:
+                continue
+            if packet.stream_index != stream.index:
+                self.of_others[packet.stream_index] += 1
                 continue
             _check_frames(len(self) + 1, stream, limits)
             pts, dts = packet.pts, packet.dts
@@ -81,8 +86,11 @@ def read_packets(opened: OpenContainer, limits: DecodeConfig) -> PacketTable:
         StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
     """
     stream = opened.stream
-    promised = stream.frames if "mov" in opened.format_name else 0  # other formats guess it from rate and duration
-    _check_frames(promised, stream, limits)
+    # The index of mp4 and mov lists all packets, also those behind the end of a cut file. `stream.frames` also counts what an edit list
+    # leaves out. Other formats guess their number of frames, and index what was read.
+    is_mov = "mov" in opened.format_name
+    listed = len(stream.index_entries) if is_mov else 0
+    _check_frames(listed, stream, limits)
     packets, missing = Packets(), ""
     try:
         with damage("corrupt_stream", "reading packets", file=opened.file):
@@ -92,15 +100,25 @@ def read_packets(opened: OpenContainer, limits: DecodeConfig) -> PacketTable:
             raise
         missing = f"the container breaks after {len(packets)} frames: {error.message}"
     if not any(packets.shown):
-        if promised:
+        if is_mov and (promised := max(listed, stream.frames)):
             message = f"the file lacks its end: its header promises {promised} frames, it holds none"
             raise DamagedInput("truncated", message, stage="decode")
         raise PolicyReject("no_frames", "the video stream holds no frames (is it only a header?)", stage="decode")
-    if len(packets) < promised:
+    if len(packets) < listed and len(packets) < (promised := _not_empty(stream.index_entries[:listed])):
         missing = f"the file lacks its end: its header promises {promised} frames, it holds {len(packets)}"
+    elif is_mov and listed < stream.frames and (known := opened.listed_without_edits()) < stream.frames:
+        # libav leaves out samples of a second codec, as of a recording that was joined from two.
+        missing = (
+            f"its header promises {stream.frames} frames, of which libav reads {known}: the track has several codecs"
+        )
     table = Tabled(opened, packets, missing).table()
     _check_duration(table.end_s - float(table.times_s[0]), stream, limits)  # the last frame's duration may be anything
     return table
+
+
+def _not_empty(entries: list[Any]) -> int:
+    """Number of entries of an index that are packets: libav gives none of size 0, a frame that repeats the one before."""
+    return sum(entry.size > 0 for entry in entries)
 
 
 def _check_frames(count: int, stream: Any, limits: DecodeConfig) -> None:

@@ -35,7 +35,10 @@ def rgb_frame(rgb_HW3: np.ndarray) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Scaled size of a displayed frame and the `height` x `width` window at (`top`, `left`) that is cut from it, in pixels."""
+    """Scaled size of a displayed frame and the `height` x `width` window at (`top`, `left`) that is cut from it, in pixels.
+
+    `enlarge`: whether frames that are smaller than the first one of their video may be enlarged to the scaled size.
+    """
 
     scaled_height: int
     scaled_width: int
@@ -43,6 +46,7 @@ class Geometry:
     left: int
     height: int
     width: int
+    enlarge: bool = True
 
 
 class FrameScaler(Protocol):

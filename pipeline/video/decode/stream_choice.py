@@ -12,13 +12,13 @@ from pipeline.errors import DamagedInput, PolicyReject
 
 NEVER = Disposition.attached_pic | Disposition.timed_thumbnails
 MOVING_PACKETS = 2  # a stream with fewer is a picture
-# Packets are counted until one stream has about a second, also past sound at the beginning.
-LOOK_PACKETS, LOOK_ALL_PACKETS, LOOK_BYTES = 25, 2000, 64 << 20
+# Packets are counted until each candidate moves, past sound at the beginning: muxers write tracks in turns of a second or more.
+LOOK_ALL_PACKETS, LOOK_BYTES = 2000, 64 << 20
 
 
-def choose(container: Any, count: Callable[[set[int]], Counter[int]]) -> tuple[Any, tuple[str, ...]]:
-    """The stream to decode, and warnings. `count` returns the number of packets near the beginning, by stream index; it is called only if
-    there are several candidates.
+def choose(container: Any, count: Callable[[set[int]], Counter[int]]) -> tuple[Any, tuple[Any, ...]]:
+    """The stream to decode, and the other candidates, which may be pictures. `count` returns the number of packets near the beginning, by
+    stream index; it is called only if there are several candidates.
 
     Raises:
         PolicyReject: `no_video_stream`.
@@ -38,12 +38,12 @@ def choose(container: Any, count: Callable[[set[int]], Counter[int]]) -> tuple[A
         return usable[0], ()
     packets = count({stream.index for stream in usable})
     moving = [stream for stream in usable if packets[stream.index] >= MOVING_PACKETS] or usable
-    extra = (f"extra_streams:{len(moving) - 1}",) if len(moving) > 1 else ()
     for stream in container.streams.video:
         if stream not in moving:  # libav's last choice
             stream.disposition = Disposition.hearing_impaired
     best = container.streams.best("video")
-    return (best if best in moving else moving[0]), extra
+    chosen = best if best in moving else moving[0]
+    return chosen, tuple(stream for stream in usable if stream is not chosen)
 
 
 def count_packets(container: Any, indices: set[int], found: Counter[int]) -> None:
@@ -53,7 +53,7 @@ def count_packets(container: Any, indices: set[int], found: Counter[int]) -> Non
         num_bytes += packet.size
         if packet.size and packet.stream_index in indices:
             found[packet.stream_index] += 1
-            if found[packet.stream_index] >= LOOK_PACKETS:
+            if all(found[index] >= MOVING_PACKETS for index in indices):
                 break
         if number >= LOOK_ALL_PACKETS or num_bytes >= LOOK_BYTES:
             break
