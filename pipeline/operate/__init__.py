@@ -4,7 +4,7 @@
 - `why`, `name_search`, `open_input`: history of one input; search for its name; inputs without a receipt
 - `listed_inputs`: inputs of a job as they are now
 - `inspect`: description of one file, index or receipt, of a whole output, or of a snapshot
-- `verify`, `verify_files`: check of every receipt, file, byte and offset; of one file
+- `verify`, `verify_files`, `verify_published`: check of every receipt, file, byte and offset; of one file; of what snapshots name
 - `publish`, `publish_base`, `snapshot_record`: the next snapshot; what it starts from; its record
 - `lost_receipts`, `open_work`: what the parent covers and is gone; what is known not to be done
 - `publish_checks`, `file_checks`, `removed_check`: checks before it is visible

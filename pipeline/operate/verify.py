@@ -1,7 +1,7 @@
-"""Verification of an output: compares files with their receipts (sizes, hashes, counts, offsets).
+"""Verification of an output: compares files with receipts and snapshots (sizes, hashes, counts, offsets).
 
 Takes a store, returns a `VerifyReport` with its problems (file, found, expected). `deep` reads all bytes once, in pieces; without it only
-receipts, sizes, indexes and footers are read. Files that no receipt names are a notice, not a problem.
+receipts, sizes, indexes and footers are read. Files that neither a receipt nor a snapshot names are a notice, not a problem.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import NONE, read_takedowns
 from pipeline.operate.delta_log import LACKS_TAKEDOWNS, DeltaLog
 from pipeline.operate.verify_files import Checked, FilePart, Problem, check_file
+from pipeline.operate.verify_published import AS_PUBLISHED, check_other_files, check_published, lost_receipts
 from pipeline.records import FORMAT_VERSIONS, variant_names
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def verify_output(store: Store, *, deep: bool = True, snapshot: int | None = Non
     if snapshot is not None:
         _verify_snapshot(store, snapshot, report, workers)
         return report
-    _check_published(store, report)
+    snapshots = check_published(store, report)
     takedowns, copies = _takedowns(store, report), _copies(store)
     if takedowns and DeltaLog(store).lacks_takedowns():
         report.problems.append(Problem(DELTA_LOG, *LACKS_TAKEDOWNS))
@@ -93,11 +94,14 @@ def verify_output(store: Store, *, deep: bool = True, snapshot: int | None = Non
     stored = [info for prefix in (DATA, layout.index) for info in store.list(prefix)]
     foreign = [info.key for info in store.list(layout.receipts) if not layout.receipt_name(info.key)]
     report.notices += [f"{key}: not a receipt's name" for key in foreign]
+    shards = ledger.keys_by_shard()
+    report.problems += lost_receipts(store, snapshots[0], shards) if snapshots else []
     named: set[str] = set()
     replaced: set[str] = set()  # by compactions
+    variants: dict[str, tuple[str, ...]] = {}
     deleted = 0
     ids: list[tuple[str, np.ndarray]] = []
-    for checked in _check_shards(store, ledger, report, takedowns, copies, workers):
+    for checked in _check_shards(store, ledger, shards, report, takedowns, copies, workers):
         deleted += checked.deleted
         report.problems += checked.problems
         report.notices += checked.notices
@@ -105,6 +109,7 @@ def verify_output(store: Store, *, deep: bool = True, snapshot: int | None = Non
         ids += checked.ids
         if checked.part is not None:
             report.shards += 1
+            variants[checked.part.receipt.fingerprint] = variant_names(checked.part.receipt.fingerprint_parts)
             copied = checked.part.copies.of(checked.part.receipt.shard_id)
             files = [item for item in checked.part.receipt.files if item.key not in copied]
             named |= {key for item in files for key in (item.key, item.index_key)}
@@ -113,7 +118,7 @@ def verify_output(store: Store, *, deep: bool = True, snapshot: int | None = Non
             report.rows += checked.rows
             report.frames += checked.frames
     _note_deleted(report, deleted)
-    named |= _check_compacted(store, report, copies, workers)
+    named |= check_other_files(store, report, snapshots, copies, takedowns, variants, named, workers)
     report.problems += _doubled_ids(store, ids)
     _note_replaced(report, [info for info in stored if info.key in replaced or f"-{COMPACTED}" in info.key], named)
     stored = [info for info in stored if info.key not in replaced and f"-{COMPACTED}" not in info.key]
@@ -129,7 +134,7 @@ def _verify_snapshot(store: Store, number: int, report: VerifyReport, workers: i
         snapshot = snapshots.whole(number)
         files = snapshots.table(snapshot, "files").to_pylist()
     except (OutputError, ValueError) as error:
-        report.problems.append(Problem(f"snapshot {number}", str(error), "its record and tables as published"))
+        report.problems.append(Problem(f"snapshot {number}", str(error), AS_PUBLISHED))
         return
     report.shards = snapshot.counts["shards"]
     report.files = len(files)
@@ -175,22 +180,6 @@ def _takedowns(store: Store, report: VerifyReport) -> Takedowns:
         return NONE
 
 
-def _check_published(store: Store, report: VerifyReport) -> None:
-    """Reads the record and all tables of every snapshot. One that a later snapshot passed over is a notice."""
-    snapshots = Snapshots(store)
-    passed_over: set[int] = set()
-    for number in reversed(snapshots.numbers()):
-        try:
-            passed_over.update(snapshots.whole(number).passed_over)
-        except OutputError as error:
-            if number in passed_over:
-                report.notices.append(f"snapshot {number} is damaged, a later one passed over it: {error.message}")
-            else:
-                report.problems.append(
-                    Problem(f"snapshot {number}", error.message, "its record and tables as published")
-                )
-
-
 def _copies(store: Store) -> Copies:
     """Copies of rows in the newest snapshot; none if it is damaged, which is reported."""
     try:
@@ -199,36 +188,12 @@ def _copies(store: Store) -> Copies:
         return NO_COPIES
 
 
-def _check_compacted(store: Store, report: VerifyReport, copies: Copies, workers: int) -> set[str]:
-    """Checks the compacted files of the newest snapshot. Their rows are counted with their receipts. Returns keys of files and indexes."""
-    if not copies:
-        return set()
-    snapshots = Snapshots(store)
-    snapshot = snapshots.get(None)
-    files = snapshots.table(snapshot, "files").to_pylist()
-    variants = {name: variant_names(item.parts) for name, item in snapshot.fingerprints.items()}
-    mine = [row for row in files if row["key"] in copies.files]
-
-    def check(row: dict[str, Any]) -> Checked:
-        checked = Checked(None)
-        part = FilePart(lambda rows: [], row["fingerprint"], row["shard_id"], NONE, variants[row["fingerprint"]])
-        check_file(store, written_file(row), part, report.deep, checked)
-        return checked
-
-    with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
-        for checked in pool.map(check, mine):
-            report.problems += checked.problems
-            report.bytes_read += checked.bytes_read
-    report.files += len(mine)
-    return {row[name] for row in mine for name in ("key", "index_key")}
-
-
 def _note_replaced(report: VerifyReport, stored: list[ObjectInfo], named: set[str]) -> None:
     left = [info for info in stored if info.key not in named]
     if left:
         report.notices.append(
-            f"{len(left)} files ({sum(info.size for info in left)} bytes) that `lathe compact` replaced or left behind, such as "
-            f"{left[0].key}: older snapshots may need them; `lathe gc` deletes those that none does"
+            f"{len(left)} files ({sum(info.size for info in left)} bytes) that `lathe compact` replaced or left behind and no snapshot "
+            f"names, such as {left[0].key}; `lathe gc` deletes them"
         )
 
 
@@ -262,12 +227,18 @@ def _overlaps(store: Store, layout: Layout, takedowns: Takedowns, copies: Copies
 
 
 def _check_shards(
-    store: Store, ledger: Ledger, report: VerifyReport, takedowns: Takedowns, copies: Copies, workers: int
+    store: Store,
+    ledger: Ledger,
+    shards: dict[str, list[str]],
+    report: VerifyReport,
+    takedowns: Takedowns,
+    copies: Copies,
+    workers: int,
 ) -> Iterator[Checked]:
     overlaps = _overlaps(store, ledger.layout, takedowns, copies)
     with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
         pending: deque[Any] = deque()
-        for shard_id, keys in ledger.keys_by_shard().items():
+        for shard_id, keys in shards.items():
             if len(keys) > 1:
                 report.notices.append(
                     f"shard {shard_id} has {len(keys)} receipts; the earliest that is complete counts"
