@@ -236,8 +236,7 @@ def gather(
     release_memory()
     files = read_table(files_path, LIGHT_FILES, ["network", "fingerprint"])
     if parent_files is not None and len(outdated):
-        again = outdated.filter(pc.invert(pc.is_in(outdated, copies.shards)))
-        fresh = pa.concat_arrays([fresh, _encoded_again(files, parent_files, again)])
+        fresh = pa.concat_arrays([fresh, _encoded_again(files, parent_files, outdated, copies)])
     return Candidate(
         parent=parent,
         decisions=decisions,
@@ -256,14 +255,16 @@ def gather(
     )
 
 
-def _encoded_again(files: pa.Table, parent_files: Path, outdated: pa.Array) -> pa.Array:
-    """Outdated shards with files that the parent does not name: their receipts are those of other attempts."""
+def _encoded_again(files: pa.Table, parent_files: Path, outdated: pa.Array, copies: Copies) -> pa.Array:
+    """Outdated shards with files that the parent does not name: their receipts are those of other attempts. A file whose rows were copied
+    was in an earlier snapshot; it is named again where rows count again that a compaction dropped.
+    """
     files = files.select(["key", "shard_id"]).filter(pc.is_in(files["shard_id"], outdated))
     before = (
         batch["key"].filter(pc.is_in(batch["shard_id"], outdated))
         for batch in read_batches(parent_files, ["key", "shard_id"])
     )
-    known = pa.concat_arrays([pa.array([], pa.string()), *before])
+    known = pa.concat_arrays([pa.array([], pa.string()), *before, *copies.table["origin"].chunks])
     return files["shard_id"].filter(pc.invert(pc.is_in(files["key"], known))).unique()
 
 

@@ -125,6 +125,7 @@ def test_a_replaced_film_that_was_dropped_counts_again_from_its_old_file(made: P
     assert {"video00022-0000", "video00022-0001"} <= set(rows_of(store, back))
     assert "video00024-0000" not in rows_of(store, back)
     assert verify_output(store, snapshot=back.number).problems == []
+    assert [check.numbers["read"] for check in back.checks if check.name == "files"] == [0], "it was published before"
     delete_unnamed(twin)
     with pytest.raises(
         PublishFailed, match=r"1 rows of shard \w+ count again that `lathe compact` dropped, and data/.* is deleted"

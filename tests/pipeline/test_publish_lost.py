@@ -16,6 +16,7 @@ from pipeline.errors import PublishFailed
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.takedowns import record_takedown
+from pipeline.operate.compact import CompactOptions, compact
 from pipeline.operate.publish import PublishOptions, publish
 from pipeline.operate.status import status
 from pipeline.records import Receipt
@@ -236,12 +237,16 @@ def test_many_open_inputs_are_in_a_table(films: SimpleNamespace, monkeypatch: py
 # --- shards that were encoded again ------------------------------------------------------------------------------------
 
 
-def test_files_of_a_shard_that_was_encoded_again_are_checked(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("compacted", [False, True])
+def test_files_of_a_shard_that_was_encoded_again_are_checked(store: Store, tmp_path: Path, *, compacted: bool) -> None:
+    """Also if its earlier rows lie in a compacted file."""
     from pipeline.config import WriteConfig
     from tests.pipeline.latent_clips import latent_clip, write_shard
 
     receipts = add_shards(store, tmp_path, range(2))
     publish(store, PLAIN)
+    if compacted:
+        compact(store, CompactOptions(delta=False))
     store.write(Ledger(store).layout.receipt_key(receipts[1].shard_id), b"")  # cut off: the shard counts as not done
     clips = [latent_clip(100 + n) for n in range(2)]
     again = Ledger(store).commit(write_shard(store, tmp_path / "spool", WriteConfig(), clips, shard=1, attempt="again"))
