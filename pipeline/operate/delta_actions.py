@@ -97,12 +97,17 @@ def remove(path: str, file: DataFile, when: int, *, changes: bool = True) -> dic
     return {"path": path, "deletionTimestamp": when, "dataChange": changes, "size": file.bytes}
 
 
-def metadata(first: Snapshot) -> dict[str, Any]:
-    """The action `metaData` of the table whose first snapshot is `first`."""
+def paired_columns(snapshot: Snapshot) -> frozenset[str]:
+    """Names of the paired videos of a snapshot's fingerprints. Its files may have columns for each."""
+    return frozenset(name for part in snapshot.fingerprints.values() for name in MemberRule.of(part.parts).names)
+
+
+def metadata(first: Snapshot, paired: Iterable[str]) -> dict[str, Any]:
+    """The action `metaData` of the table whose first snapshot is `first`, with columns for these paired videos."""
     return {
         "id": str(uuid.UUID(hashlib.blake2b(first.to_json(), digest_size=16).hexdigest())),
         "format": {"provider": "parquet", "options": {}},
-        "schemaString": json.dumps(_delta_schema(first)),
+        "schemaString": json.dumps(_delta_schema(paired)),
         "partitionColumns": [],
         "configuration": CONFIGURATION,
         "createdTime": milliseconds(first.created),
@@ -156,12 +161,9 @@ def _upper(value: Any) -> Any:
     return f"{value[:PREFIX_CHARS]}~" if isinstance(value, str) and len(value) > PREFIX_CHARS else value
 
 
-def _delta_schema(first: Snapshot) -> dict[str, Any]:
-    """Delta schema with all columns of any Parquet file of an output; columns that a file lacks are null. Of paired videos those
-    of `first`.
-    """
-    paired = {name for part in first.fingerprints.values() for name in MemberRule.of(part.parts).names}
-    return {"type": "struct", "fields": list(_fields(parquet_schema(moments=True, store=(*OPTIONAL, *paired))))}
+def _delta_schema(paired: Iterable[str]) -> dict[str, Any]:
+    """Delta schema with all columns of any Parquet file of an output with these paired videos; columns that a file lacks are null."""
+    return {"type": "struct", "fields": list(_fields(parquet_schema(moments=True, store=(*OPTIONAL, *sorted(paired)))))}
 
 
 def _fields(schema: pa.Schema) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Delta Lake log of a published Parquet output, at `data/_delta_log/`: a view of its snapshots for DuckDB, Polars, Spark, Ray and others.
 
-Version 0 is the empty table, version n is snapshot n. If `lathe gc` deleted the first snapshots, the log begins with the oldest that is
-left, as a checkpoint. The log is derived from snapshots: it may be deleted and rebuilt at any time. It is
+Version 0 is the empty table, version n is snapshot n. If `lathe gc` deleted snapshots, the log begins after the last of these, as a
+checkpoint. The log is derived from snapshots: it may be deleted and rebuilt at any time. It is
 below `data/`, with paths relative to that, so that a foreign VACUUM sees neither receipts nor indexes. A file with a row that does not
 count is left out entirely, because readers without deletion vectors would show that row. After a takedown all versions are rewritten, so
 that none names the file.
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pipeline.operate.delta_contents import LogContents
     from pipeline.storage import ObjectInfo, Store
 
-VIEW = 2  # of the way the log is made; logs of other numbers are written anew
+VIEW = 3  # of the way the log is made; logs of other numbers are written anew
 LACKS_TAKEDOWNS = (  # what `verify` finds and expects
     "a Delta view that was made from other takedowns: it may show rows that were taken down",
     "a view from all takedowns; `lathe publish` and the next `lathe takedown` rewrite it",
@@ -149,22 +149,23 @@ class DeltaLog:
     def _origins(self, takedowns: Takedowns) -> dict[int, Origin]:
         """What each version is to be made from, up to the newest snapshot; empty if nothing is published.
 
-        Damaged snapshots that the newest passed over count as numbers without a snapshot. Versions before the oldest snapshot are left out
-        if `lathe gc` deleted theirs: no version offers their files.
+        Damaged snapshots that the newest passed over count as numbers without a snapshot. If `lathe gc` deleted snapshots, also between
+        others that it kept, the versions begin after the last of them: a log has no gaps, and no version offers files of a snapshot that
+        is gone or rows of another one.
         """
-        mark = _mark(takedowns)
+        mark, snapshots = _mark(takedowns), Snapshots(self._store)
         infos = {snapshot_number(info.key): info for info in self._store.list(SNAPSHOTS, recursive=False) if info.size}
         records = {number: info for number, info in infos.items() if number is not None}
-        damaged = Snapshots(self._store).read(max(records)).passed_over if records else ()
+        damaged = snapshots.read(max(records)).passed_over if records else ()
         records = {number: info for number, info in records.items() if number not in damaged}
-        with ThreadPoolExecutor(WORKERS, thread_name_prefix="delta") as pool:
-            digests = dict(zip(records, pool.map(self._digest, records.values()), strict=True))
         if not records:
             return {}
-        oldest = Snapshots(self._store).read(min(records))
-        start = 0 if oldest.parent is None or oldest.parent in infos else oldest.number
-        versions = range(start, max(records) + 1)
-        return {version: Origin(VIEW, mark, digests.get(version, "")) for version in versions}
+        after_gaps = [snapshots.read(number) for number in records if number - 1 not in records]
+        start = max((item.number for item in after_gaps if item.parent not in (None, *infos)), default=0)
+        shown = {number: info for number, info in records.items() if number >= start}
+        with ThreadPoolExecutor(WORKERS, thread_name_prefix="delta") as pool:
+            digests = dict(zip(shown, pool.map(self._digest, shown.values()), strict=True))
+        return {version: Origin(VIEW, mark, digests.get(version, "")) for version in range(start, max(records) + 1)}
 
     def _digest(self, info: ObjectInfo) -> str:
         name = info.key, info.etag

@@ -6,10 +6,11 @@ in a tenth of the space.
 
 from __future__ import annotations
 
+import operator
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
@@ -57,9 +58,19 @@ class LogWriter:
         self._snapshots = Snapshots(store)
         self._numbers = [version for version, origin in origins.items() if origin.record]
         self._taken = _TakenFiles(store, takedowns)
-        self._metadata = actions.metadata(self._snapshots.read(self._numbers[0]))
+        self._first = self._snapshots.read(self._numbers[0])
+        self._paired = self._paired_columns()
         self._start = min(origins)  # above 0: earlier snapshots are deleted
         self._replace = False
+
+    def _paired_columns(self) -> dict[int, frozenset[str]]:
+        """By version with a snapshot: paired videos of it and of those before it. A column that a version has stays in later ones."""
+        with ThreadPoolExecutor(WORKERS, thread_name_prefix="delta") as pool:
+            found = pool.map(lambda number: actions.paired_columns(self._snapshots.read(number)), self._numbers)
+            return dict(zip(self._numbers, accumulate(found, operator.or_), strict=True))
+
+    def _metadata(self, version: int) -> dict[str, Any]:
+        return actions.metadata(self._first, self._paired[version])
 
     def write(self, first: int, outdated: LogContents | None = None) -> None:
         """Writes all versions from `first` to the newest: where there is none, or over those of an outdated log.
@@ -81,7 +92,7 @@ class LogWriter:
             else:  # number of a killed publisher: nothing changes
                 self._put(version, {}, None, ())
         if first == 0:  # written last: without it, readers see no table
-            self._put(0, {}, None, ({"protocol": actions.PROTOCOL}, {"metaData": self._metadata}))
+            self._put(0, {}, None, ({"protocol": actions.PROTOCOL}, {"metaData": self._metadata(self._numbers[0])}))
         for version in sorted(outdated.heads if outdated is not None else ()):
             if version < self._start:  # only now, when the checkpoint of the first version that stays is there
                 self._store.delete(version_key(version))
@@ -141,13 +152,18 @@ class LogWriter:
         changes = "compaction" not in snapshot.lineage or rows[0] != rows[1]
         removes = ({"remove": actions.remove(path, before.files[path], when, changes=changes)} for path in removed)
         adds = ({"add": actions.add(path, found.files[path], when, brief=many, changes=changes)} for path in added)
-        self._put(version, facts, when, chain(removes, adds))
+        self._put(version, facts, when, chain(self._new_columns(version), removes, adds))
         if many:
             release_memory()
             every = (actions.add(path, found.files[path], when, brief=False) for path in sorted(found.files))
             origin = self._origins[version]._asdict()
-            self._store.write(checkpoint_key(version), actions.checkpoint(origin, self._metadata, every))
+            self._store.write(checkpoint_key(version), actions.checkpoint(origin, self._metadata(version), every))
             self._store.write(DELTA_LOG + LAST_CHECKPOINT, actions.last_checkpoint(version, len(found.files), origin))
+
+    def _new_columns(self, version: int) -> list[dict[str, Any]]:
+        """The action `metaData` if the version has columns that the one before lacks. The first version has them from its start."""
+        before = max((number for number in self._numbers if number < version), default=version)
+        return [] if self._paired[version] == self._paired[before] else [{"metaData": self._metadata(version)}]
 
     def _put(self, version: int, facts: dict[str, Any], when: int | None, lines: Iterable[dict[str, Any]]) -> None:
         key = version_key(version)
