@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from pipeline.config import StorageConfig
     from pipeline.format.index import IndexRow
-    from pipeline.ledger.copies import Copy
+    from pipeline.ledger.copies import Copies, Copy
     from pipeline.records import Receipt, WrittenFile
     from pipeline.storage import Store
 
@@ -90,7 +91,7 @@ def _of_snapshot(store: Store, ledger: Ledger, number: int) -> list[CountedRecei
     snapshots = Snapshots(store)
     table = snapshots.table(snapshots.read(number), "files", ["shard_id", "key", "hidden"])
     copies = published_copies(store, number)
-    shards = sorted({*table["shard_id"].to_pylist(), *copies.shards.to_pylist()})
+    shards = sorted({*table["shard_id"].to_pylist(), *_with_copies_in(copies, set(table["key"].to_pylist()))})
     if copies:  # compacted files have ids of their own
         shards = sorted(set(shards) - {file["shard_id"] for file in copies.files.values()})
     if len(shards) > MOST_RECEIPTS:
@@ -110,6 +111,14 @@ def _of_snapshot(store: Store, ledger: Ledger, number: int) -> list[CountedRecei
         for shard, receipt in found
         if receipt is not None
     ]
+
+
+def _with_copies_in(copies: Copies, keys: set[str]) -> list[str]:
+    """Shards with rows in these compacted files. The copies of a snapshot of one fingerprint are those of all."""
+    named = [text for text in copies.table["file"].unique().to_pylist() if json.loads(text)["key"] in keys]
+    mine = pc.and_(pc.is_in(copies.table["file"], pa.array(named, pa.string())), pc.greater(copies.table["rows"], 0))
+    shards: list[str] = copies.table["shard_id"].filter(mine).to_pylist()
+    return shards
 
 
 def _chosen(found: list[CountedReceipt], where: str) -> Chosen:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +16,20 @@ from typer.testing import CliRunner
 from pipeline.cli.app import app
 from pipeline.config import StorageConfig
 from pipeline.export.targets import Request, export_output
-from pipeline.format.layout import HUGGING_FACE_KEY
+from pipeline.format.layout import CURRENT, HUGGING_FACE_KEY
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.takedowns import record_takedown
 from pipeline.loader import LatentDataset
 from pipeline.look.stored import choose, encoder_of, in_turns, latent_bytes
-from pipeline.operate.compact import compact
+from pipeline.operate.compact import CompactOptions, compact
 from pipeline.operate.delta_contents import version_key
 from pipeline.operate.diff import diff
 from pipeline.operate.inspect import inspect_output, inspect_snapshot
 from pipeline.operate.status import status
 from pipeline.storage import Store
 from tests.pipeline.compacted import add_tar, delete_unnamed, make_history, rows_of, tar
-from tests.pipeline.latent_clips import local_store
+from tests.pipeline.latent_clips import FINGERPRINT, local_store
 from tests.pipeline.published import publish_all
 
 
@@ -71,6 +72,24 @@ def test_loader_preview_status_and_diff_read_the_new_snapshot(store: Store) -> N
     assert inspect_snapshot(store, 3)["counts"]["rows"] == len(expected)
     described = status(store)
     assert (described["snapshot"]["number"], described["clips"], described["pending"]) == (3, len(expected), None)
+
+
+def test_a_preview_of_one_fingerprint_shows_its_rows_and_not_the_network_of_others(tmp_path: Path) -> None:
+    """The table of copies of such a snapshot has those of all fingerprints."""
+    store, other = local_store(tmp_path / "out"), "ab" * 16
+    Ledger(store).prepare("films")
+    for number, name in enumerate("abc"):
+        add_tar(store, tmp_path, name, [number], "e1")
+    for number, name in enumerate("abc"):
+        made = add_tar(store, tmp_path, name, [10 + number], "e1", fingerprint=other)
+        parts = made.fingerprint_parts | {"encoder": {"network": "other"}}
+        store.write(CURRENT.receipt_key(made.shard_id), replace(made, fingerprint_parts=parts).to_json())
+    publish_all(store, delta=False)
+    compact(store, CompactOptions(delta=False))
+    snapshot = publish_all(store, delta=False, fingerprint=FINGERPRINT[:8])
+    chosen = choose(store, snapshot.number)
+    assert (chosen.newest.fingerprint, chosen.other_networks) == (FINGERPRINT, 0)
+    assert sorted(clip.row.id for clip in in_turns(store, chosen.receipts)) == sorted(rows_of(store, snapshot))
 
 
 def test_a_diff_says_that_files_were_rewritten_and_no_row_changed(store: Store) -> None:
