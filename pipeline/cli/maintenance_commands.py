@@ -75,13 +75,9 @@ def takedown(
                 undone = operation.undo(store, undo, reason=reason, by=who)
             _show(undone, wording.undo_lines, as_json)
             return
+        listed, comments = _listed(names or [], storage)
         found = operation.take_down(
-            store,
-            _listed(names or [], storage),
-            reason=reason,
-            by=who,
-            allow_unknown=allow_unknown,
-            dry_run=dry_run,
+            store, listed, reason=reason, by=who, allow_unknown=allow_unknown, dry_run=dry_run, comments=comments
         )
         _show(found, wording.takedown_lines, as_json)
 
@@ -178,29 +174,30 @@ def _show(found: dict[str, Any], lines: Callable[[dict[str, Any]], list[str]], a
         )
 
 
-def _listed(names: list[str], storage: Any) -> list[str]:
-    """Names with the lines of list files in their place.
+def _listed(names: list[str], storage: Any) -> tuple[list[str], set[str]]:
+    """Names with the lines of list files in their place, and those of the lines that are comments if they name nothing.
 
     Raises:
         InputError: a list that cannot be read or is empty.
     """
-    from pipeline.corpus.lists import list_lines
+    from pipeline.corpus.lists import is_comment, list_lines
     from pipeline.errors import InputError, NotFound
     from pipeline.storage import read_uri
 
-    found = []
+    found, comments = [], set()
     for name in names:
         if not name.startswith("@"):
             found.append(name)
             continue
         try:
-            lines = [line for line in list_lines(read_uri(name[1:], storage), name[1:]) if not line.startswith("#")]
+            lines = list_lines(read_uri(name[1:], storage), name[1:])
         except NotFound:
             raise InputError(f"list file {name[1:]} does not exist") from None
         if not lines:
             raise InputError(f"list file {name[1:]} is empty; expected one name per line")
         found += lines
-    return found
+        comments |= set(filter(is_comment, lines))
+    return found, comments - set(names)
 
 
 def _user() -> str:

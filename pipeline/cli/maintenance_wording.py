@@ -22,6 +22,10 @@ def takedown_lines(found: dict[str, Any]) -> list[str]:
     lines += [f"  already   {name}" for name in _some(found["already"])]
     if found["unknown"]:
         lines.append(f"  unknown   {', '.join(_some(found['unknown']))}: will not be encoded")
+    if found["skipped"]:
+        lines.append(
+            f"  skipped   {quantity(len(found['skipped']), 'line')} of lists that begin with # and name nothing"
+        )
     if found["rows"]:
         lines.append(
             "  note      an id is that of one clip under one fingerprint; to hide a video whatever the settings, name its source or sample"

@@ -38,7 +38,7 @@ from pipeline.sidecars.description import set_names
 from pipeline.storage import is_remote
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from pipeline.operate.taken_files import TakenFile
     from pipeline.storage import Store
@@ -49,13 +49,22 @@ NEAR = 3  # records like one that does not exist
 
 
 def take_down(
-    store: Store, names: Sequence[str], *, reason: str, by: str, allow_unknown: bool = False, dry_run: bool = False
+    store: Store,
+    names: Sequence[str],
+    *,
+    reason: str,
+    by: str,
+    allow_unknown: bool = False,
+    dry_run: bool = False,
+    comments: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Records one takedown of everything that `names` stand for and rewrites the Delta log.
+    """Records one takedown of everything that `names` stand for and rewrites the Delta log. Of `comments`, names that begin with # in a
+    list, those that stand for nothing are skipped.
 
     Returns `record` (its key; None with `dry_run`, or if all is hidden already), `sources`, `samples`, `rows`, `already` (names that
-    earlier takedowns hide), `unknown`, `snapshots` (rows that each would show otherwise, by number), `stored` (rows and files that keep
-    the bytes), `delta` (None: there is no log), `delta_error`, `notices`, `sidecars` (names of all sets, which keep tensors of the rows).
+    earlier takedowns hide), `unknown`, `skipped` (comments), `snapshots` (rows that each would show otherwise, by number), `stored` (rows
+    and files that keep the bytes), `delta` (None: there is no log), `delta_error`, `notices`, `sidecars` (names of all sets, which keep
+    tensors of the rows).
 
     Raises:
         InputError: unknown or ambiguous names; nothing was recorded.
@@ -63,7 +72,7 @@ def take_down(
     """
     Ledger(store).latent_set()
     earlier = read_takedowns(store)
-    named = resolve(store, names, earlier, allow_unknown=allow_unknown)
+    named = resolve(store, names, earlier, allow_unknown=allow_unknown, comments=comments)
     already = [*_take_out(named, earlier), *named.taken]
     made = Takedown("", "", reason, tuple(named.sources), tuple(named.samples), tuple(named.rows), by)
     if not dry_run and len(named):
@@ -78,6 +87,7 @@ def take_down(
         "rows": [row.id for row in made.rows],
         "already": already,
         "unknown": named.unknown,
+        "skipped": named.skipped,
     }
     view = {"delta": None, "delta_error": None} if dry_run else _delta(store)
     return {**found, **view, **_hidden(store, Takedowns([made]), earlier), "sidecars": set_names(store)}

@@ -31,7 +31,7 @@ from pipeline.process.scratch import ScratchFolder
 from pipeline.storage import is_remote, locate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from pipeline.ledger.takedown_record import Takedown
     from pipeline.ledger.takedowns import Takedowns
@@ -44,19 +44,29 @@ READ_FOR_NEAR = 256  # receipts and indexes, each
 
 @dataclass(slots=True)
 class Named:
-    """What names stand for. `unknown`: names that the output does not have. `taken`: of these, those that earlier takedowns hold."""
+    """What names stand for. `unknown`: names that the output does not have. `taken`: of these, those that earlier takedowns hold.
+    `skipped`: comments of lists that are no names.
+    """
 
     sources: list[str] = field(default_factory=list)
     samples: list[tuple[str, str]] = field(default_factory=list)
     rows: list[TakenRow] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     taken: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.sources) + len(self.samples) + len(self.rows)
 
 
-def resolve(store: Store, names: Sequence[str], earlier: Takedowns, *, allow_unknown: bool = False) -> Named:
+def resolve(
+    store: Store,
+    names: Sequence[str],
+    earlier: Takedowns,
+    *,
+    allow_unknown: bool = False,
+    comments: Collection[str] = (),
+) -> Named:
     """What `names` stand for.
 
     Args:
@@ -64,9 +74,10 @@ def resolve(store: Store, names: Sequence[str], earlier: Takedowns, *, allow_unk
         names: as users write them.
         earlier: takedowns of the output. Their names are known although the files may be gone.
         allow_unknown: names that the output does not have are sources.
+        comments: of `names`, those that are skipped if they stand for nothing.
 
     Raises:
-        InputError: unknown names, with those that are like them; the key of samples of several sources.
+        InputError: unknown names, with those that are like them; the key of samples of several sources; nothing but skipped comments.
         OutputError: a receipt of another format version.
     """
     search = RowSearch(store)
@@ -90,8 +101,14 @@ def resolve(store: Store, names: Sequence[str], earlier: Takedowns, *, allow_unk
     taken_names = TakenNames(store, earlier.records)
     taken = {name for name in left if earlier.takes(spelled(name)) or taken_names.meant(name)}
     found.taken, left = [name for name in left if name in taken], [name for name in left if name not in taken]
+    found.skipped, left = [name for name in left if name in comments], [name for name in left if name not in comments]
     if left and not allow_unknown:
         raise _unknown(store, search, left)
+    if found.skipped and len(found.skipped) == len(set(names)):
+        raise InputError(
+            f"all {len(found.skipped)} lines that were given begin with # and name nothing in {store.root}, expected one name per line; "
+            "nothing was recorded"
+        )
     found.sources = list(
         dict.fromkeys([*found.sources, *map(spelled, left)])
     )  # one path may be spelled in several ways

@@ -20,9 +20,9 @@ from pipeline.ledger.takedowns import read_takedowns, record_takedown
 from pipeline.operate.delta_log import DeltaLog
 from pipeline.records import MemberObject, Shard, SourceObject
 from pipeline.storage import Store
-from tests.operate.outputs import tar
+from tests.operate.outputs import tar, write_files
 from tests.pipeline.frameless_build import job_for
-from tests.pipeline.latent_clips import FINGERPRINT, local_store
+from tests.pipeline.latent_clips import FINGERPRINT, latent_clip, local_store
 from tests.pipeline.published import publish_all
 from tests.tiny_corpus import tiny_job, video_bytes, write_tar
 
@@ -81,6 +81,7 @@ def test_the_commands_of_an_operator(store: Store, tmp_path: Path) -> None:
     code, text = lathe("takedown", store.root, f"@{tmp_path / 'names.txt'}", "--reason", "letter", "--by", "ann")
     assert code == 0, text
     assert "taken down: 1 source, 1 sample" in text
+    assert "skipped   1 line of lists that begin with # and name nothing" in text
     assert "rows hidden: snapshot 3: 3, snapshot 2: 2, snapshot 1: 2" in text
     assert "delta     rewritten" in text
     code, text = lathe("takedown", store.root, "--list")
@@ -93,6 +94,28 @@ def test_the_commands_of_an_operator(store: Store, tmp_path: Path) -> None:
     assert "snapshots 1 to 2 would go, 1 kept" in text
     code, text = lathe("gc", store.root, "--keep-snapshots", "1", "--keep-days", "0", "--json")
     assert (code, json.loads(text)["snapshots"]["retired"]) == (0, [1, 2])
+
+
+def test_a_line_of_a_list_is_a_comment_only_if_it_names_nothing(store: Store, tmp_path: Path) -> None:
+    write_files_of_d(store, tmp_path, keys=("#1 hit", "two"))
+    names = tmp_path / "names.txt"
+    names.write_text("# by letter\n#1 hit\n#2 hit\n")
+    for options in ([], ["--allow-unknown"]):
+        code, text = lathe("takedown", store.root, f"@{names}", "--json", "--dry-run", *options)
+        found = json.loads(text)
+        assert (code, found["samples"], found["unknown"]) == (0, [["s3://corpus/d.tar", "#1 hit"]], [])
+        assert found["skipped"] == ["# by letter", "#2 hit"]
+    code, text = lathe("takedown", store.root, f"@{names}", "#2 hit")
+    assert (code, "has no source, sample or row '#2 hit'" in text) == (2, True), "not from a list alone"
+    names.write_text("# a\n# b\n")
+    code, text = lathe("takedown", store.root, f"@{names}")
+    assert (code, "all 2 lines that were given begin with # and name nothing" in text) == (2, True), text
+    assert read_takedowns(store).records == ()
+
+
+def write_files_of_d(store: Store, folder: Path, keys: tuple[str, ...]) -> None:
+    clips = [latent_clip(30 + n, uri="s3://corpus/d.tar", key=key) for n, key in enumerate(keys)]
+    Ledger(store).commit(write_files(store, folder / "spool", tar("d", "e1"), clips))
 
 
 @pytest.mark.parametrize(
