@@ -24,6 +24,19 @@ from tests.pipeline.published import shown_ids
 CLIPS = {"a": 3, "b": 2}
 OPTIONS = PublishOptions(removed="drop", delta=False, limits=Limits(removed=1.0, reject_budget=1.0))
 MOST_VERSIONS = 20
+# Some alone, some in an order that is rare by chance.
+PLANS = (
+    "take",
+    "undo",
+    "compact",
+    "gc",
+    "replace",
+    "back",
+    "drop",
+    "take compact undo compact",
+    "drop gc gc back gc",
+    "compact replace gc back",
+)
 DROPPED = re.compile(r"rows of shard (\w{32}) count again that `lathe compact` dropped")
 
 
@@ -46,15 +59,17 @@ class RandomHistory:
         self._top = 1  # greatest version of `a`
         self._taken: list[tuple[str, set[str]]] = []  # record, ids that it hides
         self._attempts = 0
+        self._planned: list[str] = []
         self.log: list[str] = []
         self.publish()
 
     def step(self) -> None:
-        """One random operation, with a publish where it changes rows."""
-        names = ["compact", "compact", "compact", "gc", "gc", "back"]
-        names += ["take", "take", "replace", "drop"] if "a" in self._inputs else ["back", "back"]
-        names += ["undo", "undo", "undo"] if self._taken else []
-        name = self._random.choice(names)
+        """The next operation of a random plan, with a publish where it changes rows. One that is not possible now is left out."""
+        if not self._planned:
+            self._planned = self._random.choice(PLANS).split()
+        name = self._planned.pop(0)
+        if (name in ("take", "replace", "drop") and "a" not in self._inputs) or (name == "undo" and not self._taken):
+            return
         self.log.append(name)
         getattr(self, f"_{name}")()
 

@@ -226,10 +226,10 @@ def test_an_origin_may_have_several_copies(tmp_path: Path, target_bytes: int, co
 # --- random histories -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 9, 12])
 def test_a_random_history_shows_what_its_inputs_and_takedowns_say(tmp_path: Path, seed: int) -> None:
     """Inputs are replaced, go back, are dropped and return, between takedowns, undos, compactions and gcs."""
     history = RandomHistory(tmp_path, seed)
-    for _ in range(12):
+    for _ in range(16):
         history.step()
     history.publish()
