@@ -58,9 +58,8 @@ def rewritten(candidate: Candidate, made: Sequence[Compacted], hidden: Sequence[
     earlier = candidate.copies.by_file() if any(key in candidate.copies.files for key in sources) else {}
     origins = set(candidate.copies.table["origin"].to_pylist())
     files, copies = [], []
-    again: dict[
-        str, set[str]
-    ] = {}  # files of receipts that have copies already, with the ids of rows that are not copied now
+    # Files of receipts that have copies already, with the ids of rows that are not copied now.
+    again: dict[str, set[str]] = {}
     for item in made:
         row = _file_row(item, found)
         if row["rows"]:
