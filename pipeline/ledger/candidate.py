@@ -112,7 +112,8 @@ def _counted(store: Store, part: CountedReceipt) -> _Read:
     copies = part.copies.of(part.receipt.shard_id)
     if part.whole and not copies:
         return _counted_whole(part)
-    complete = not any(copy.dropped for copy in copies.values()) and not part.takedowns.deleted
+    dropped = any(copy.dropped for found in copies.values() for copy in found)
+    complete = not dropped and not part.takedowns.deleted
     try:
         counts, found = shares(store, part, restore=True)
         stats = part.receipt.stats

@@ -3,6 +3,10 @@
 A receipt says that a shard is done and names the files that its attempt wrote; it never changes. After a compaction these files may be
 deleted. Readers of the rows of a receipt look here first, by the key of its data file, its *origin*. Each snapshot takes the table over
 from its parent.
+
+A row of an origin that has copies is in exactly one of them, or among the dropped rows of exactly one. An origin has several copies if rows
+that one compaction dropped counted again, from the origin, and a later compaction copied them. A copy without rows only says what was
+dropped; the file that it names may be deleted.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from pipeline.ledger.manifest import FILES, written_file
 from pipeline.ledger.receipts import stored_index
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from pipeline.records import WrittenFile
     from pipeline.storage import Store
@@ -92,21 +96,24 @@ class Copies:
     def _places(self) -> np.ndarray:
         return np.array(self.table["shard_id"].to_pylist(), "S32")
 
-    def of(self, shard_id: str) -> dict[str, Copy]:
-        """Copies of the rows of one receipt, by origin."""
+    def of(self, shard_id: str) -> dict[str, tuple[Copy, ...]]:
+        """Copies of the rows of one receipt, by origin: usually one, see the module."""
+        found: dict[str, tuple[Copy, ...]] = {}
         if not self:
-            return {}
+            return found
         low, high = (int(np.searchsorted(self._places, shard_id.encode(), side)) for side in ("left", "right"))
-        return {row["origin"]: copy_of(row) for row in self.table.slice(low, high - low).to_pylist()}
+        for row in self.table.slice(low, high - low).to_pylist():
+            found[row["origin"]] = (*found.get(row["origin"], ()), copy_of(row))
+        return found
 
     def rows(self, store: Store, copy: Copy) -> list[IndexRow]:
-        """Index rows of a copy. The index of a compacted file is kept: many receipts have rows in it.
+        """Index rows of a copy; of one without rows nothing is read. The index of a compacted file is kept: many receipts have rows in it.
 
         Raises:
             NotFound: it is missing.
             OutputError: it cannot be read.
         """
-        return copy.of(self.index(store, copy.file.index_key))
+        return copy.of(self.index(store, copy.file.index_key)) if copy.rows else []
 
     def index(self, store: Store, index_key: str) -> list[IndexRow]:
         """The whole index of a compacted file. Raises as `rows`."""
@@ -122,28 +129,38 @@ class Copies:
         return rows
 
     def places(self, shards: pa.Array) -> dict[str, list[tuple[int, int]]]:
-        """By compacted file: (first, rows) of every copy of these receipts."""
+        """By compacted file: (first, rows) of every copy of these receipts that has rows."""
         found: dict[str, list[tuple[int, int]]] = {}
         if not self or not len(shards):
             return found
         columns = ["file", "first", "rows"]
-        mine = self.table.filter(pc.is_in(self.table["shard_id"], shards)).select(columns)
+        mine = self._with_rows.filter(pc.is_in(self._with_rows["shard_id"], shards)).select(columns)
         for row in mine.to_pylist():
             found.setdefault(self._key(row["file"]), []).append((row["first"], row["rows"]))
         return found
 
     def by_file(self) -> dict[str, list[dict[str, Any]]]:
-        """Rows of `COPIES` by the key of the compacted file, in the order of `first`."""
+        """Rows of `COPIES` that have rows, by the key of the compacted file, in the order of `first`."""
         found: dict[str, list[dict[str, Any]]] = {}
-        for row in self.table.to_pylist():
+        for row in self._with_rows.to_pylist():
             found.setdefault(self._key(row["file"]), []).append(row)
         return {key: sorted(rows, key=lambda row: int(row["first"])) for key, rows in found.items()}
 
+    def without(self, files: Collection[str]) -> pa.Table:
+        """Rows of `COPIES` without those that have rows in one of these compacted files."""
+        texts = pa.array([text for text, key in self._keys.items() if key in files], pa.string())
+        mine = pc.and_(pc.is_in(self.table["file"], texts), pc.greater(self.table["rows"], 0))
+        return self.table.filter(pc.invert(mine))
+
     @cached_property
     def files(self) -> dict[str, dict[str, Any]]:
-        """Compacted files by key, as rows of `manifest.FILES` without `VARYING`."""
-        parsed = map(json.loads, self.table["file"].unique().to_pylist())
+        """Compacted files with rows, by key, as rows of `manifest.FILES` without `VARYING`."""
+        parsed = map(json.loads, self._with_rows["file"].unique().to_pylist())
         return {row["key"]: row for row in parsed}
+
+    @cached_property
+    def _with_rows(self) -> pa.Table:
+        return self.table.filter(pc.greater(self.table["rows"], 0))
 
     @cached_property
     def _keys(self) -> dict[str, str]:
@@ -217,6 +234,8 @@ class CompactedFiles:
 
     def show(self, copy: Copy, hidden: Iterable[int]) -> None:
         """Counts the rows of a copy, without those at these positions of the compacted file."""
+        if not copy.rows:
+            return
         counting = self._counting.setdefault(copy.file.key, np.zeros(copy.file.rows, bool))
         counting[copy.first : copy.first + copy.rows] = True
         counting[list(hidden)] = False

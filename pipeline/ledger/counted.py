@@ -87,8 +87,8 @@ def shares(store: Store, part: CountedReceipt, *, restore: bool = False) -> tupl
     """
     receipt = part.receipt
     copies = part.copies.of(receipt.shard_id)
-    if part.whole and not any(copy.dropped for copy in copies.values()):
-        return receipt.added(), [_whole(item, copies.get(item.key)) for item in receipt.files]
+    if part.whole and not any(copy.dropped for found in copies.values() for copy in found):
+        return receipt.added(), [share for item in receipt.files for share in _whole(item, copies.get(item.key, ()))]
     if part.superseded:
         return Counts(), []
     if not part.hidden_uris and not part.hidden_samples and part.takedowns.hides_all(receipt):
@@ -101,33 +101,37 @@ def shares(store: Store, part: CountedReceipt, *, restore: bool = False) -> tupl
     taken: list[IndexRow] = []
     gone = Counts()
     for item in receipt.files:
-        copy = copies.get(item.key)
-        if (item if copy is None else copy.file).index_key in part.takedowns.deleted:  # takedowns hide all its rows
-            gone += Counts(clips_planned=item.rows, clips=item.rows, frames=item.frames)
-            continue
-        rows = stored_index(store, item.index_key) if copy is None else part.copies.rows(store, copy)
-        every = rows if copy is None else [*rows, *copy.dropped]
-        counted = counting(part, every)
-        taken += [row for row in counted if part.takedowns.hides(row)]
-        names = {row.id for row in counted}
-        lost += [row for row in every if row.id not in names]
-        names -= {row.id for row in taken}
-        found.append(_partly(item if copy is None else copy.file, rows, names, copy))
-        if copy is None or not (again := {row.id for row in copy.dropped} & names):
-            continue
-        if restore:
-            found.append(_restored(store, receipt, item, again))
+        again: dict[str, IndexRow] = {}  # dropped rows that count again
+        for copy in copies.get(item.key, (None,)):
+            place, dropped = (item, ()) if copy is None else (copy.file, copy.dropped)
+            stored: list[IndexRow] = []
+            if is_deleted := place.index_key in part.takedowns.deleted:  # takedowns hide all its rows
+                moved = item if copy is None else copy
+                gone += Counts(clips_planned=moved.rows, clips=moved.rows, frames=moved.frames)
+            else:
+                stored = stored_index(store, place.index_key) if copy is None else part.copies.rows(store, copy)
+            every = [*stored, *dropped]
+            counted = counting(part, every)
+            names = {row.id for row in counted}
+            lost += [row for row in every if row.id not in names]
+            taken += [row for row in counted if part.takedowns.hides(row)]
+            names -= {row.id for row in taken}
+            if not is_deleted and (copy is None or copy.rows):
+                found.append(_partly(place, stored, names, copy))
+            again |= {row.id: row for row in dropped if row.id in names}
+        if again and restore:
+            found.append(_restored(store, receipt, item, set(again)))
         else:
-            taken += [row for row in copy.dropped if row.id in again]
+            taken += again.values()
     # A takedown hides rows, but its inputs still count as encoded.
     taken_counts = Counts(clips_planned=len(taken), clips=len(taken), frames=sum(row.num_frames for row in taken))
     return receipt.added() + _negative(_hidden_counts(part, lost) + taken_counts + gone), found
 
 
-def _whole(item: WrittenFile, copy: Copy | None) -> Share:
-    if copy is None:
-        return Share(item, item.rows, item.frames, item.num_bytes)
-    return Share(copy.file, copy.rows, copy.frames, copy.num_bytes, copy=copy)
+def _whole(item: WrittenFile, copies: tuple[Copy, ...]) -> list[Share]:
+    if not copies:
+        return [Share(item, item.rows, item.frames, item.num_bytes)]
+    return [Share(copy.file, copy.rows, copy.frames, copy.num_bytes, copy=copy) for copy in copies]
 
 
 def _partly(file: WrittenFile, rows: list[IndexRow], shown: set[str], copy: Copy | None = None) -> Share:

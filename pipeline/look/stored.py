@@ -96,7 +96,7 @@ def _of_snapshot(store: Store, ledger: Ledger, number: int) -> list[CountedRecei
         shards = sorted(set(shards) - {file["shard_id"] for file in copies.files.values()})
     if len(shards) > MOST_RECEIPTS:
         shards = [shards[i * len(shards) // MOST_RECEIPTS] for i in range(MOST_RECEIPTS)]
-    compacted = {copy.file.key for shard in shards for copy in copies.of(shard).values()}
+    compacted = {copy.file.key for shard in shards for found in copies.of(shard).values() for copy in found}
     copied: dict[str, frozenset[int]] = {}
     positions: dict[str, dict[str, frozenset[int]]] = {shard: {} for shard in shards}
     for row in table.to_pylist():
@@ -152,10 +152,10 @@ def _places(part: CountedReceipt) -> Iterator[tuple[WrittenFile, Copy | None]]:
     """Files that have rows of a receipt: those that it names, or compacted ones with the copies in them."""
     copies = part.copies.of(part.receipt.shard_id)
     for file in part.receipt.files:
-        copy = copies.get(file.key)
-        if copy is not None and copy.rows and (part.positions is None or copy.file.key in part.positions):
-            yield copy.file, copy
-        elif copy is None and part.positions is None:
+        for copy in copies.get(file.key, ()):
+            if copy.rows and (part.positions is None or copy.file.key in part.positions):
+                yield copy.file, copy
+        if file.key not in copies and part.positions is None:
             yield file, None
         if part.positions is not None and file.key in part.positions:
             yield file, None

@@ -12,9 +12,10 @@
   writing; the protocol
 - `takedown`, `takedown_names`, `taken_files`: hiding what users name; what names stand for; files with hidden rows
 - `member_search`: main videos of paired videos, by the name of a member
-- `gc`, `gc_plan`, `gc_builds`, `retention`: deletion; what may go; running builds and the store's clock; which snapshots stay
-- `compact`, `compact_plan`, `stored_rows`, `compact_files`, `compact_tables`: small files merged as the next snapshot; which; rows of a
-  finished file; writing; tables of that snapshot
+- `gc`, `gc_plan`, `gc_restore`, `gc_builds`, `retention`: deletion; what may go; retired receipts that count again; running builds and the
+  store's clock; which snapshots stay
+- `compact`, `compact_plan`, `compact_hidden`, `stored_rows`, `compact_files`, `compact_tables`: small files merged as the next snapshot;
+  which; files none of whose rows count; rows of a finished file; writing; tables of that snapshot
 - `hugging_face`: data files that `.huggingface.yaml` names
 - `diff`: differences between two snapshots
 - `statistics`, `statistics_plot`: values of stored latents per channel and bucket, as numbers and as a picture

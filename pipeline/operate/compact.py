@@ -23,6 +23,7 @@ from pipeline.ledger.snapshots import NAMED_IN_RECORD, Snapshots
 from pipeline.ledger.takedowns import read_takedowns
 from pipeline.operate import publish_checks as checks
 from pipeline.operate.compact_files import CompactionWriter
+from pipeline.operate.compact_hidden import hidden_files
 from pipeline.operate.compact_plan import plan
 from pipeline.operate.compact_tables import rewritten
 from pipeline.operate.delta_log import DeltaLog
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from pipeline.ledger.candidate import Candidate
     from pipeline.ledger.snapshots import Snapshot
+    from pipeline.operate.compact_files import Part
     from pipeline.operate.compact_plan import Group
     from pipeline.operate.compact_tables import Rewritten
     from pipeline.operate.delta_log import DeltaView
@@ -115,7 +117,8 @@ def compact(
             log.check()
         if options.dry_run:
             candidate = _candidate(store, snapshots.get(None), folder, workers)
-            return _planned(candidate, _groups(store, candidate, options, workers))
+            hidden = hidden_files(store, candidate, folder, only_takedowns=options.only_takedowns, workers=workers)
+            return _planned(candidate, _groups(store, candidate, options, workers), hidden)
         with Lease(store, MAINTENANCE, "lathe compact") as lease:
             made = _compacted(store, options, snapshots, lease, folder, workers, failures, progress)
     if made.snapshot is None:
@@ -144,10 +147,9 @@ def _compacted(
     parent = snapshots.get(None)
     candidate = _candidate(store, parent, folder, workers)
     groups = _groups(store, candidate, options, workers)
-    if not groups:
-        return replace(
-            _planned(candidate, groups), notices=["nothing to do: no file is small or has rows that do not count"]
-        )
+    hidden = hidden_files(store, candidate, folder, only_takedowns=options.only_takedowns, workers=workers)
+    if not groups and not hidden:
+        return replace(_planned(candidate), notices=["nothing to do: no file is small or has rows that do not count"])
     release_memory()
     total = sum(group.num_bytes for group in groups)
     with CompactionWriter(store, Ledger(store).layout, failures) as writer:
@@ -155,15 +157,15 @@ def _compacted(
         notices = [
             f"{key} was left as it is: another version of Lathe wrote it, with other columns" for key in writer.left
         ]
-        if not files:
-            return replace(_planned(candidate, []), notices=notices)
+        if not files and not hidden:
+            return replace(_planned(candidate), notices=notices)
         for _ in range(TRIES):
             # Publishers and takedowns that came in between: their rows are in, or out, of this snapshot too.
             newest, number = snapshots.newest_and_next()
             if newest is not None and (newest != parent or _newer_takedowns(store, candidate)):
                 parent = newest
                 candidate = _candidate(store, parent, Path(tempfile.mkdtemp(dir=folder)), workers)
-            found = rewritten(candidate, files, folder)
+            found = rewritten(candidate, files, hidden, folder)
             snapshot = _record(store, snapshots, parent, candidate, found, number)
             entries = snapshots.open_shards(parent)
             tables = tables_of(found.candidate, folder, entries if len(entries) > NAMED_IN_RECORD else ())
@@ -180,7 +182,7 @@ def _compacted(
             written = sum(item.file.num_bytes for item in files)
             return Compaction(
                 parent.number,
-                found.files_before,
+                found.files_before + found.files_dropped,
                 found.files_after,
                 total,
                 written,
@@ -224,10 +226,11 @@ def _groups(store: Store, candidate: Candidate, options: CompactOptions, workers
     return plan([file for file, is_taken in found if is_taken], options.target_bytes, merge=False)
 
 
-def _planned(candidate: Candidate, groups: Sequence[Group]) -> Compaction:
+def _planned(candidate: Candidate, groups: Sequence[Group] = (), hidden: Sequence[Part] = ()) -> Compaction:
     parent = candidate.parent.number if candidate.parent is not None else 0
-    files = sum(len(group.files) for group in groups)
+    files = sum(len(group.files) for group in groups) + len(hidden)
     dropped = sum(len(file["hidden"]) for group in groups for file in group.files)
+    dropped += sum(len(part.dropped) for part in hidden)
     return Compaction(parent, files, len(groups), sum(group.num_bytes for group in groups), 0, dropped)
 
 
@@ -254,7 +257,7 @@ def _record(
             checks=done,
         )
     about = {
-        "files_before": found.files_before,
+        "files_before": found.files_before + found.files_dropped,
         "files_after": found.files_after,
         "rows_dropped": found.rows_dropped,
     }

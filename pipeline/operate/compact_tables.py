@@ -19,7 +19,7 @@ from pipeline.ledger.copies import COPIES, Copies, file_text
 from pipeline.ledger.manifest import FILES, read_batches, read_table, write_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     from pipeline.ledger.candidate import Candidate
@@ -33,16 +33,18 @@ class Rewritten:
     candidate: Candidate
     files_before: int
     files_after: int
-    rows_dropped: int  # rows of the files before that did not count and are in no file of the snapshot any more
+    files_dropped: int  # of which the candidate shows no row, and whose rows are recorded as dropped
+    rows_dropped: int  # rows of the files before, and of dropped files, that did not count and are not copied
 
 
-def rewritten(candidate: Candidate, made: Sequence[Compacted], folder: Path) -> Rewritten:
-    """`candidate` with `made` in place of their sources.
+def rewritten(candidate: Candidate, made: Sequence[Compacted], hidden: Sequence[Part], folder: Path) -> Rewritten:
+    """`candidate` with `made` in place of their sources, and with the rows of `hidden` recorded as dropped, see `compact_hidden`.
 
     Raises:
         PublishFailed: rows count now that were not copied; nothing of this compaction fits any more.
     """
-    sources = {part.source["key"]: part for item in made for part in item.parts}
+    parts = [part for item in made for part in item.parts]
+    sources = {part.source["key"]: part for part in (*parts, *hidden)}
     gone = pa.array(sources, pa.string())
     found: dict[str, dict[str, Any]] = {}
     tables = []
@@ -50,15 +52,27 @@ def rewritten(candidate: Candidate, made: Sequence[Compacted], folder: Path) -> 
         mine = pc.is_in(batch["key"], gone)
         found.update({row["key"]: row for row in batch.filter(mine).to_pylist()})
         tables.append(pa.Table.from_batches([batch.filter(pc.invert(mine))]))
+    for part in hidden:
+        if (now := found.get(part.source["key"])) is not None:
+            raise _counts_again(part, now["rows"])
     earlier = candidate.copies.by_file() if any(key in candidate.copies.files for key in sources) else {}
+    origins = set(candidate.copies.table["origin"].to_pylist())
     files, copies = [], []
+    # Files of receipts that have copies already, with the ids of rows that are not copied now.
+    again: dict[str, set[str]] = {}
     for item in made:
         row = _file_row(item, found)
         if row["rows"]:
             files.append(row)
         text = file_text(row)
         for part in item.parts:
-            copies += _copies(part, text, earlier.get(part.source["key"]))
+            found_copies = _copies(part, text, earlier.get(part.source["key"]))
+            if part.source["key"] in origins:  # rows that had been dropped count again; the others are in other copies
+                again[part.source["key"]] = {row["id"] for row in part.dropped.values()}
+                found_copies = [{**copy, "dropped": []} for copy in found_copies]
+            copies += found_copies
+    for part in hidden:
+        copies += _copies(part, file_text(part.source), earlier.get(part.source["key"]))
     tables.append(pa.Table.from_pylist(files, FILES))
     path = write_table(pa.concat_tables(tables), folder / "compacted-files", "key")
     return Rewritten(
@@ -66,12 +80,13 @@ def rewritten(candidate: Candidate, made: Sequence[Compacted], folder: Path) -> 
             candidate,
             files=read_table(path, LIGHT_FILES, ["network", "fingerprint"]),
             files_path=path,
-            copies=_all_copies(candidate.copies, copies),
+            copies=_all_copies(candidate.copies, sources, copies, again),
             fresh=pa.array([item.shard_id for item in made], pa.string()),
             unchanged=False,
         ),
         files_before=len(found),
         files_after=len(files),
+        files_dropped=len(hidden),
         rows_dropped=sum(len(part.dropped) for part in sources.values()),
     )
 
@@ -88,10 +103,7 @@ def _file_row(item: Compacted, found: dict[str, dict[str, Any]]) -> dict[str, An
             shown[now["hidden"]] = False
         copied = shown[part.kept]
         if copied.sum() != shown.sum():
-            raise PublishFailed(
-                f"{int(shown.sum() - copied.sum())} rows of {part.source['key']} count again since they were left out of the compacted "
-                "file, as a takedown or input was taken back; nothing was published. Run again"
-            )
+            raise _counts_again(part, int(shown.sum() - copied.sum()))
         counting[part.first : part.first + len(part.kept)] = copied
         frames += int(part.frames[shown].sum())
     first = item.parts[0].source
@@ -113,6 +125,13 @@ def _file_row(item: Compacted, found: dict[str, dict[str, Any]]) -> dict[str, An
         "ranges": json.dumps(item.file.ranges, sort_keys=True) if item.file.ranges else "{}",
         "hidden": np.flatnonzero(~counting).tolist(),
     }
+
+
+def _counts_again(part: Part, rows: int) -> PublishFailed:
+    return PublishFailed(
+        f"{rows} rows of {part.source['key']} count again since they were left out of the compacted file, as a takedown or input was taken "
+        "back; nothing was published. Run again"
+    )
 
 
 def _copies(part: Part, text: str, earlier: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
@@ -143,10 +162,19 @@ def _copy(
     }
 
 
-def _all_copies(before: Copies, added: list[dict[str, Any]]) -> Copies:
-    """Earlier copies, those of the same origins replaced."""
-    new = pa.Table.from_pylist(added, COPIES)
-    table = before.table
-    if table.num_rows:
-        table = table.filter(pc.invert(pc.is_in(table["origin"], new["origin"].combine_chunks())))
-    return Copies(pa.concat_tables([table, new]))
+def _all_copies(
+    before: Copies, sources: Collection[str], added: list[dict[str, Any]], again: dict[str, set[str]]
+) -> Copies:
+    """Earlier copies without those in the files `sources`, and those that were added. Of origins in `again`, only rows with these ids stay
+    dropped: the others were copied now.
+    """
+    table = before.without(sources)
+    if again:
+        mine = pc.is_in(table["origin"], pa.array(again, pa.string()))
+        added = [*table.filter(mine).to_pylist(), *added]
+        table = table.filter(pc.invert(mine))
+        for row in added:
+            if (left := again.get(row["origin"])) is not None:
+                row["dropped"] = [item for item in row["dropped"] if item["id"] in left]
+        added = [row for row in added if row["rows"] or row["dropped"]]
+    return Copies(pa.concat_tables([table, pa.Table.from_pylist(added, COPIES)]))

@@ -6,9 +6,9 @@ A stored file is looked at if no retained snapshot names it and it is older than
 - a receipt that the newest snapshot does not cover: kept, the next snapshot will name it.
 - takedowns hide all its rows: deleted.
 - `lathe compact` copied its rows: deleted.
-- nothing of the receipt counts, because other versions of its inputs do: the receipt is moved to `_retired/`. A later gc, when it has been
-  there for the grace time, deletes the files. Publishers that began before the move have ended then; those that begin after it do not see
-  the receipt, and an input that goes back to that version is encoded again.
+- nothing of the receipt counts, because other versions of its inputs do, and no stored compacted file has rows of it: the receipt is moved
+  to `_retired/`. A later gc, when it has been there for the grace time, deletes the files. Publishers that began before the move have
+  ended then; those that begin after it do not see the receipt, and an input that goes back to that version is encoded again.
 - anything else: kept.
 """
 
@@ -31,12 +31,13 @@ from pipeline.ledger.receipts import Ledger, read_retired, stored_index
 from pipeline.ledger.snapshots import Snapshots, published_copies
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.summary import uri_id
+from pipeline.operate.gc_restore import RetiredSearch
 from pipeline.process.scratch import ScratchFolder
 from pipeline.records import Receipt
 from pipeline.storage import is_remote
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection
 
     from pipeline.format.layout import ReceiptName
     from pipeline.ledger.copies import Copies
@@ -99,6 +100,9 @@ class _Planner:
         self._layout = self._ledger.layout
         self._workers = WORKERS if is_remote(store.root) else 1
         self._made = GcPlan()
+        self._unnamed_compacted: set[str] = (
+            set()
+        )  # stored data files that `lathe compact` wrote and no retained snapshot names
 
     @cached_property
     def _copies(self) -> Copies:
@@ -115,12 +119,10 @@ class _Planner:
         shards = {stem.rpartition("/")[2][:16] for stem in files} | {shard[:16] for shard in self._superseded()}
         names = self._receipts()
         retired = self._retired()
-        self._check_covered([*names.values(), *retired])
+        restored = self._restored(names, retired)
+        self._check_covered(names, retired, restored)
         live = [(key, found) for key, found in self._live(names, shards) if found is not None]
-        restored = self._restored(retired)
-        wanted = {
-            name: at for name, at in retired.items() if name.shard_id[:16] in shards and name.shard_id not in restored
-        }
+        wanted = {name: at for name, at in retired.items() if name.shard_id[:16] in shards and name not in restored}
         for _, receipt in self._made.restore:
             self._made.kept["in_use"] += sum(files.pop(stem, None) is not None for stem in self._stems(receipt))
         covered = self._covered({receipt.shard_id for _, receipt in live})
@@ -162,6 +164,8 @@ class _Planner:
                         self._made.foreign.append(info.key)
                     continue
                 file = found.setdefault(stem, StoredFile(compacted=f"-{COMPACTED}" in stem))
+                if file.compacted and prefix == DATA:
+                    self._unnamed_compacted.add(info.key)
                 file.objects.append((info.key, info.size))
                 file.modified = max(file.modified, info.modified)
         young = [stem for stem, file in found.items() if file.modified > self._limit]
@@ -175,8 +179,12 @@ class _Planner:
         names = ((key, self._layout.receipt_name(key)) for key in self._store.keys(self._layout.receipts))
         return {key: name for key, name in names if name is not None}
 
-    def _check_covered(self, names: Iterable[ReceiptName]) -> None:
+    def _check_covered(
+        self, names: dict[str, ReceiptName], retired: Collection[ReceiptName], restored: Collection[ReceiptName]
+    ) -> None:
         """Where receipts are gone that the newest snapshot covers, others may be, too, and their files would look like orphans.
+
+        A retired receipt stands for its shard only if no row of the shard counts: it may be that of an earlier attempt.
 
         Raises:
             OutputError: some are gone.
@@ -184,15 +192,15 @@ class _Planner:
         newest = self._kept.newest
         if newest is None:
             return
-        there = pa.array(sorted({name.shard_id for name in names}), pa.string())
-        batches = Snapshots(self._store).batches(newest, "receipts", ["shard_id"])
-        lost = [
-            shard
-            for batch in batches
-            for shard in batch["shard_id"].filter(pc.invert(pc.is_in(batch["shard_id"], there)))
-        ]
+        there = pa.array(sorted({name.shard_id for name in (*names.values(), *restored)}), pa.string())
+        moved = pa.array(sorted({name.shard_id for name in retired}), pa.string())
+        lost: list[str] = []
+        for batch in Snapshots(self._store).batches(newest, "receipts", ["shard_id", "clips"]):
+            gone_on_purpose = pc.and_(pc.is_in(batch["shard_id"], moved), pc.equal(batch["clips"], 0))
+            known = pc.or_(pc.is_in(batch["shard_id"], there), gone_on_purpose)
+            lost += batch["shard_id"].filter(pc.invert(known)).to_pylist()
         if lost:
-            key = self._layout.receipt_key(str(lost[0]))
+            key = self._layout.receipt_key(lost[0])
             raise OutputError(
                 f"nothing was deleted: {len(lost)} receipts that snapshot {newest.number} covers are gone, such as {key}, so that files "
                 f"may be needed which no receipt names any more; restore them, or run `lathe publish {self._store.root}`",
@@ -215,18 +223,18 @@ class _Planner:
                 found[name] = info.modified
         return found
 
-    def _restored(self, retired: dict[ReceiptName, float]) -> set[str]:
-        """Shards whose retired receipt counts again: a publisher that had read it before shows it, or a build found its bytes unchanged."""
+    def _restored(self, names: dict[str, ReceiptName], retired: Collection[ReceiptName]) -> set[ReceiptName]:
+        """Retired receipts that move back, see `gc_restore`."""
         if not retired:
             return set()
-        wanted = {name.shard_id for name in retired}
-        found = self._same & wanted
-        if self._kept.newest is not None:
-            shards = pa.array(sorted(wanted), pa.string())
-            for batch in Snapshots(self._store).batches(self._kept.newest, "files", ["shard_id"]):
-                found.update(batch["shard_id"].filter(pc.is_in(batch["shard_id"], shards)).to_pylist())
-        keys = [_key_of(name) for name in retired if name.shard_id in found]
-        self._made.restore = [(key, read_retired(self._store, key)) for key in keys]
+        search = RetiredSearch(self._store, self._kept.newest, self._copies, self._takedowns)
+        asked = search.asked({name.shard_id for name in retired}, self._same)
+        if asked:
+            live = self._live(names, {shard[:16] for shard in asked})
+            asked -= {receipt.shard_id for _, receipt in live if receipt is not None}  # encoded again
+        read = {name: read_retired(self._store, _key_of(name)) for name in retired if name.shard_id in asked}
+        found = search.found(read, self._same)
+        self._made.restore = [(_key_of(name), read[name]) for name in sorted(found, key=_key_of)]
         return found
 
     @cached_property
@@ -311,8 +319,37 @@ class _Planner:
     def _may_retire(self, receipt: Receipt) -> bool:
         if receipt.shard_id in self._same or any(item.key in self._kept.named for item in receipt.files):
             return False
+        if receipt.shard_id in self._copied:  # readers of that file find takedowns of its rows by the receipt
+            return False
         retry = receipt.shard.retry  # one hidden sample of a retry may count again as long as its base does
         return retry is None or self._ledger.read(retry.base) is None
+
+    @cached_property
+    def _copied(self) -> set[str]:
+        """Shards that have rows in a stored compacted file, as any retained snapshot knows them."""
+        found: set[str] = set()
+        stored: dict[str, bool] = {}  # by the text of the file
+        read: set[str] = set()  # hashes of tables: most snapshots hand on that of their parent
+        snapshots = Snapshots(self._store)
+        for number in self._kept.retained:
+            try:
+                snapshot = snapshots.read(number)
+                table = snapshot.tables.get("copies")
+                if table is None or table.sha256 in read:
+                    continue
+                read.add(table.sha256)
+                for batch in snapshots.batches(snapshot, "copies", ["shard_id", "file", "rows"]):
+                    mine = batch.filter(pc.greater(batch["rows"], 0))
+                    for shard, text in zip(mine["shard_id"].to_pylist(), mine["file"].to_pylist(), strict=True):
+                        if text not in stored:
+                            key = json.loads(text)["key"]
+                            stored[text] = key in self._kept.named or key in self._unnamed_compacted
+                        if stored[text]:
+                            found.add(shard)
+            except OutputError:
+                if self._kept.newest is None or number not in self._kept.newest.passed_over:
+                    raise
+        return found
 
     def _wait(self, file: StoredFile) -> None:
         self._made.kept["waiting"] += 1

@@ -73,10 +73,7 @@ def _copies_to_rebuild(store: Store, snapshots: Snapshots, parent: Snapshot | No
 
     The table of a snapshot whose record is lost counts too: it is whole if its hash is that of its name, and copies never change.
     """
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    if parent is not None:
-        table = snapshots.table(parent, "copies")
-        found = {(row["shard_id"], row["origin"]): row for row in table.to_pylist()}
+    found = _by_origin(snapshots.table(parent, "copies")) if parent is not None else {}
     tables = [(int(match[1]), match) for info in store.list(SNAPSHOTS) if (match := _COPIES.fullmatch(info.key))]
     later = [match for number, match in sorted(tables, reverse=True) if parent is None or number > parent.number]
     there = set(store.keys(DATA)) if later else set()
@@ -84,8 +81,15 @@ def _copies_to_rebuild(store: Store, snapshots: Snapshots, parent: Snapshot | No
         data = store.read(match[0])
         if not hashlib.sha256(data).hexdigest().startswith(match[2]):
             continue
-        for row in from_parquet(data).to_pylist():
-            name = row["shard_id"], row["origin"]
-            if name not in found and row["origin"] not in there and json.loads(row["file"])["key"] in there:
-                found[name] = row
-    return Copies(pa.Table.from_pylist(list(found.values()), COPIES))
+        for origin, rows in _by_origin(from_parquet(data)).items():
+            whole = all(json.loads(row["file"])["key"] in there for row in rows if row["rows"])
+            if origin not in found and origin not in there and whole:
+                found[origin] = rows
+    return Copies(pa.Table.from_pylist([row for rows in found.values() for row in rows], COPIES))
+
+
+def _by_origin(copies: pa.Table) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in copies.to_pylist():
+        found.setdefault(row["origin"], []).append(row)
+    return found

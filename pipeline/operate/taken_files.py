@@ -106,12 +106,12 @@ class TakenFiles:
         for receipt in self._receipts():
             copied = copies.of(receipt.shard_id)
             for item in receipt.files:
-                copy = copied.get(item.key)
-                needed = {} if copy is None else {copy.file.key: copy.file.index_key}
-                if copy is None or any(map(self._takedowns.hides, copy.dropped)):
+                copies_of = copied.get(item.key, ())
+                needed = {copy.file.key: copy.file.index_key for copy in copies_of if copy.rows}
+                if not copies_of or any(self._takedowns.hides(row) for copy in copies_of for row in copy.dropped):
                     needed[item.key] = item.index_key
                 for file in self._files((*keys, receipt.shard_id) for keys in needed.items()):
-                    unknown = file.taken is None and (copy is not None or self._may_have_held(receipt, item))
+                    unknown = file.taken is None and (bool(copies_of) or self._may_have_held(receipt, item))
                     if unknown or (file.taken and not self._store.exists(file.key)):
                         return file.key
         return None

@@ -270,7 +270,8 @@ def _check_shard(store: Store, ledger: Ledger, keys: list[str], overlaps: Overla
     copied = part.copies.of(receipt.shard_id)
     for item in receipt.files:
         if item.key in copied:
-            _count_copy(store, part, copied[item.key], checked)
+            for copy in copied[item.key]:
+                _count_copy(store, part, copy, checked)
             continue
         names = variant_names(receipt.fingerprint_parts)
         facts = FilePart(lambda rows: shown(part, rows), receipt.fingerprint, receipt.shard_id, part.takedowns, names)

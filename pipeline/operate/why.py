@@ -230,9 +230,9 @@ class _InputHistory:
         moved = copies.of(receipt.shard_id)
         found = []
         for item in receipt.files:
-            if (copy := moved.get(item.key)) is not None:
+            for copy in moved.get(item.key, ()):
                 found += [(copy.file.key, row) for row in copies.rows(self._store, copy)]
-            else:
+            if item.key not in moved:
                 found += [(item.key, row) for row in self._index(item.index_key)]
         return found
 

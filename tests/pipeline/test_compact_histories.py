@@ -14,12 +14,16 @@ from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import Snapshot, Snapshots
 from pipeline.ledger.takedowns import record_takedown
 from pipeline.operate.compact import CompactOptions, compact
+from pipeline.operate.gc import collect
 from pipeline.operate.publish import PublishOptions, publish
+from pipeline.operate.takedown import undo
 from pipeline.operate.verify import verify_output
 from pipeline.storage import Store
+from tests.operate.outputs import NEWEST, aged, write_version
 from tests.pipeline.compacted import add_films, add_tar, delete_unnamed, listing, make_history, rows_of, tar
 from tests.pipeline.latent_clips import local_store
 from tests.pipeline.published import publish_all
+from tests.pipeline.random_history import RandomHistory
 
 FILES_ONLY = CompactOptions(delta=False)
 Step = Callable[[Store, Path], object]
@@ -179,3 +183,54 @@ def test_fingerprints_that_a_snapshot_leaves_out_come_back_from_their_compacted_
     alone = publish_all(store, delta=False, fingerprint="abab")
     assert sorted(rows_of(store, alone)) == [f"video{10 + n:05d}-{clip:04d}" for n in range(3) for clip in range(2)]
     assert rows_of(store, publish_all(store, delta=False)) == expected
+
+
+# --- rows that were dropped and count again ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target_bytes", [512 * 1024 * 1024, 1000], ids=["merged", "a file of its own"])
+@pytest.mark.parametrize("collected", [True, False])
+def test_an_origin_may_have_several_copies(tmp_path: Path, target_bytes: int, collected: bool) -> None:
+    """A takedown is undone after a compaction: its row counts from the old file, and the next compaction copies it."""
+    store = local_store(tmp_path / "out")
+    Ledger(store).prepare("films")
+    write_version(store, tmp_path, "a", "e1", (1, 2, 3))
+    write_version(store, tmp_path, "b", "e1", (11, 12))
+    publish_all(store, delta=False)
+    full = rows_of(store, Snapshots(store).latest())
+    record = record_takedown(store, "asked", samples=[(tar("a"), "a/2")])
+    publish_all(store, delta=False)
+    compact(store, FILES_ONLY)
+    undo(store, record.key, reason="", by="")
+    publish_all(store, delta=False)
+    compact(store, CompactOptions(delta=False, target_bytes=target_bytes))
+    copies = Snapshots(store).table(Snapshots(store).latest(), "copies").to_pylist()
+    assert sorted((row["rows"], row["dropped"]) for row in copies) == [(1, []), (2, []), (2, [])]
+    if collected:
+        aged(store)
+        assert collect(store, NEWEST)["deleted"]["compacted"]["files"] >= 2
+        store.write(snapshot_key(Snapshots(store).latest().number), b"{}")
+        publish(store, PublishOptions(rebuild=True, delta=False))
+    assert rows_of(store, Snapshots(store).latest()) == full
+    for taken in (3, 2, 1):
+        record_takedown(store, "asked", samples=[(tar("a"), f"a/{taken}")])
+        del full[f"video{taken:05d}-0000"]
+        assert rows_of(store, publish_all(store, delta=False)) == full
+        assert verify_output(store).problems == []
+    again = compact(store, FILES_ONLY).snapshot
+    assert rows_of(store, again) == full
+    copies = Snapshots(store).table(again, "copies").to_pylist()
+    dropped = sorted(item["id"] for row in copies for item in row["dropped"])
+    assert dropped == [f"video{number:05d}-0000" for number in (1, 2, 3)], "each in one copy"
+
+
+# --- random histories -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 9, 12])
+def test_a_random_history_shows_what_its_inputs_and_takedowns_say(tmp_path: Path, seed: int) -> None:
+    """Inputs are replaced, go back, are dropped and return, between takedowns, undos, compactions and gcs."""
+    history = RandomHistory(tmp_path, seed)
+    for _ in range(16):
+        history.step()
+    history.publish()
