@@ -108,9 +108,8 @@ class ReadAhead:
 
 def _stop_all() -> None:
     for one in list(ReadAhead._living):
-        if (
-            one._process == os.getpid()
-        ):  # a forked process has the locks of its parent's loaders, not the threads that hold them
+        # A forked process has the locks of its parent's loaders, not the threads that hold them.
+        if one._process == os.getpid():
             one.stop()
 
 

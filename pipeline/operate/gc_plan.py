@@ -100,9 +100,8 @@ class _Planner:
         self._layout = self._ledger.layout
         self._workers = WORKERS if is_remote(store.root) else 1
         self._made = GcPlan()
-        self._unnamed_compacted: set[str] = (
-            set()
-        )  # stored data files that `lathe compact` wrote and no retained snapshot names
+        # Stored data files that `lathe compact` wrote and no retained snapshot names.
+        self._unnamed_compacted: set[str] = set()
 
     @cached_property
     def _copies(self) -> Copies:
