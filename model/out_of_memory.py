@@ -29,9 +29,8 @@ _TEXTS = re.compile(
 
 def is_out_of_memory(error: BaseException) -> bool:
     """True if device or host memory ran out. Not for a C++ compiler that `torch.compile` started: it needs as much for smaller tensors."""
-    if isinstance(
-        inner := getattr(error, "inner_exception", None), Exception
-    ):  # of an error of torch.compile, which quotes it
+    inner = getattr(error, "inner_exception", None)
+    if isinstance(inner, Exception):  # of an error of torch.compile, which quotes it
         compiler = sys.modules.get("torch._inductor.exc")
         return not (compiler and isinstance(inner, compiler.CppCompileError)) and is_out_of_memory(inner)
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

@@ -59,9 +59,8 @@ def is_whole(name: str, config: Mapping[str, Any]) -> bool:
         ValueError: unknown name.
     """
     keys = family_of(name).keys
-    return set(("_class_name", "_diffusers_version") if keys is None else keys) <= set(
-        config
-    )  # diffusers saves both beside all others
+    # diffusers saves these two beside all others
+    return set(("_class_name", "_diffusers_version") if keys is None else keys) <= config.keys()
 
 
 def lacking(name: str, *configs: Mapping[str, Any] | None) -> list[str]:
