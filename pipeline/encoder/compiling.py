@@ -130,13 +130,11 @@ def check_compiled(error: Exception, advice: str) -> None:
     if exceptions is None or not isinstance(error, exceptions.TorchDynamoException):
         return
     inner = getattr(error, "inner_exception", None)
-    text = (
-        str(error) if inner is None else f"{type(inner).__name__}: {getattr(inner, 'output', inner)}"
-    )  # not the command
+    # The compiler's output, without its long command.
+    text = str(error) if inner is None else f"{type(inner).__name__}: {getattr(inner, 'output', inner)}"
     line = " ".join(text.split())[:400]
-    if isinstance(
-        inner, ImportError
-    ):  # a linker that was killed leaves a part of a library, which no later build replaces
+    # A linker that was killed leaves a part of a library, which no later build replaces.
+    if isinstance(inner, ImportError):
         advice = (
             f"delete the folder {os.environ.get('TORCHINDUCTOR_CACHE_DIR', '')} (TORCHINDUCTOR_CACHE_DIR) and run again"
         )

@@ -11,12 +11,8 @@ if TYPE_CHECKING:
 
     from pipeline.training.job import TrainJob
 
-WITHOUT_EFFECT = {
-    "timeout_s",
-    "memory_bytes",
-    "device",
-    "nvdec_min_pixels",
-}  # options of `decode` that training does not use
+# Options of `decode` that training does not use.
+WITHOUT_EFFECT = {"timeout_s", "memory_bytes", "device", "nvdec_min_pixels"}
 NOT_OF_CLIPS = "lpips"
 
 

@@ -1,8 +1,5 @@
 """A disk that is full while an export is written: one line for every format, and the same command goes on."""
 
-import resource
-from contextlib import contextmanager
-
 import pytest
 
 from pipeline.errors import BuildError
@@ -13,17 +10,7 @@ from pipeline.export.musubi import Musubi
 from pipeline.export.texts import TextTable
 from tests.export.memory_rows import MemoryRows, run, wan_row, write_texts
 from tests.export.test_export_ltx2 import SOURCE, ltx_row
-
-
-@contextmanager
-def files_of_at_most(size):
-    """`write` of more fails, as on a full disk; Python ignores the signal that comes with it."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+from tests.pipeline.test_scratch import largest_file
 
 
 @pytest.mark.parametrize("target", [AutoModel, FastVideo, Ltx2, Musubi])
@@ -33,7 +20,7 @@ def test_it_is_one_line_and_the_same_command_goes_on(target, tmp_path):
     width = 2048 if target is Ltx2 else 4096
     texts = TextTable(write_texts(tmp_path / "texts.parquet", rows.rows, width, tokens=4 if target is Ltx2 else None))
     with (
-        files_of_at_most(4000),
+        largest_file(4000),
         pytest.raises(BuildError, match=r"cannot be written: .*File too large; the same command goes on"),
     ):
         run(target, rows, tmp_path / "out", texts=texts)
